@@ -1,0 +1,163 @@
+//! Messages between the shim and `husk-vmm`, on one SEQPACKET socketpair that the VMM inherits.
+//!
+//! The shim sends [`Request`]s with an id; the VMM answers each with one [`Message::Reply`] and sends
+//! [`Message::Dial`] and [`Message::Exited`] on its own. End of file on the socket ends the VMM. Shim and VMM are of one
+//! build (a pod keeps the version that it started with), so the format has no version of its own. The VMM may be taken
+//! over one day: the shim trusts nothing here but the message's bounds, which [`Socket`] checks.
+
+mod socket;
+
+pub use socket::{MAX_DESCRIPTORS, MAX_MESSAGE, Received, Socket, SocketError};
+
+use serde::{Deserialize, Serialize};
+
+/// A request of the shim, with the id that its reply carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Chosen by the shim, echoed by the VMM.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What the shim can ask of the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Builds the machine, stopped. Descriptors, in this order: `/dev/kvm`, the kernel (ELF vmlinux), the initrd, the
+    /// console's log file (opened for appending).
+    Create(MachineConfig),
+    /// Lets the vCPUs run; once, after `Create`.
+    Start,
+    /// Stops the vCPUs and keeps them.
+    Pause,
+    /// Lets paused vCPUs go on.
+    Resume,
+    /// Asks for the machine's state; finds a halted guest.
+    State,
+    /// Ends the VM and the process.
+    Stop,
+    /// Asks for counters.
+    Metrics,
+    /// Adds a directory to the virtio-fs share, as an entry of its root. Descriptor: the directory (or a detached mount).
+    AddShare(Share),
+    /// Takes the named share back; the guest gets `ENOENT` or `ESTALE` from then on.
+    RemoveShare {
+        /// As in [`Share::name`].
+        name: String,
+    },
+}
+
+/// The machine to build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Guest RAM at boot, in MiB.
+    pub memory_mib: u32,
+    /// vCPUs that exist; one is online at boot.
+    pub vcpus: u8,
+    /// Appended to the kernel's command line.
+    pub extra_cmdline: String,
+    /// vsock ports of the host that the guest may dial; a dial to another is reset.
+    pub guest_dials: Vec<u32>,
+    /// The console's log ends after so many bytes; the last lines are kept in memory for an exit's reason.
+    pub console_limit: u64,
+}
+
+/// A directory that the guest sees in its virtio-fs share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Entry of the share's root: one path component.
+    pub name: String,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// Nobody else writes it while it is shared: entries and attributes are cached without limit.
+    pub exclusive: bool,
+}
+
+/// What the VMM sends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// The answer to the request with this id.
+    Reply {
+        /// The request's id.
+        id: u64,
+        /// Its outcome.
+        result: Result<Reply, Failure>,
+    },
+    /// The guest dialled an allowed port. Descriptor: the host's end of a non-blocking stream socketpair.
+    Dial {
+        /// The port.
+        port: u32,
+    },
+    /// The machine has ended; the process does so next.
+    Exited(Exit),
+}
+
+/// A request's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// To [`Request::State`].
+    State(MachineState),
+    /// To [`Request::Metrics`].
+    Metrics(Metrics),
+}
+
+/// A request that failed: what was tried, on what, why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The whole chain of causes, in one line.
+    pub message: String,
+}
+
+/// The machine's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineState {
+    /// No `Create` yet.
+    Empty,
+    /// Built, never started.
+    Created,
+    /// The vCPUs run.
+    Running,
+    /// The vCPUs wait for `Resume`.
+    Paused,
+    /// Every vCPU has halted with interrupts off: the guest will never do anything again.
+    Halted,
+}
+
+/// Counters of one machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// KVM exits to user space, by reason.
+    pub exits: std::collections::BTreeMap<String, u64>,
+    /// Monotonic nanoseconds from the start of the process to the first entry into the guest.
+    pub process_to_guest_ns: u64,
+}
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The reason.
+    pub reason: ExitReason,
+    /// The console's last lines, unless the end was asked for.
+    pub console: String,
+}
+
+/// Why a machine ended. A panic and a wanted reboot look the same to the VMM (port 0x64): the shim knows whether it asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The shim asked for it, or closed the socket.
+    Stopped,
+    /// The guest reset itself: a reboot or a panic (`panic=-1`).
+    GuestReset,
+    /// The guest shut down by a triple fault.
+    TripleFault,
+    /// KVM or the VMM cannot go on.
+    Failed(String),
+}

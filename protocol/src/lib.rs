@@ -1,0 +1,33 @@
+//! What two sides of husk share, and nothing else.
+//!
+//! * [`control`]: messages between the shim and the VMM on an inherited SEQPACKET socket, with descriptors;
+//! * [`streams`]: vsock ports that the agent dials, and the nonces that streams begin with;
+//! * [`version`]: the protocol's version;
+//! * [`agent`] (feature `rpc`): the agent's ttrpc service, generated from `agent.proto`;
+//! * [`runtimeoptions`] (feature `rpc`): containerd's `runtimeoptions.v1.Options`.
+
+pub mod control;
+pub mod streams;
+pub mod version;
+
+/// The agent's service and its messages, generated from `agent.proto`.
+#[cfg(feature = "rpc")]
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
+pub mod agent {
+    // The generated service names the messages as `super::agent`.
+    mod agent {
+        include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+    }
+    mod service {
+        include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+    }
+    pub use agent::*;
+    pub use service::*;
+}
+
+/// containerd's `runtimeoptions.v1.Options`.
+#[cfg(feature = "rpc")]
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
+pub mod runtimeoptions {
+    include!(concat!(env!("OUT_DIR"), "/runtimeoptions.rs"));
+}
