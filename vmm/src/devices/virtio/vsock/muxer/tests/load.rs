@@ -1,0 +1,191 @@
+//! Many connections, slow and hostile sides.
+
+use super::*;
+
+#[test]
+fn a_slow_host_holds_up_its_own_stream_only() {
+    let mut bench = Bench::new();
+    let _slow = bench.connect(1);
+    let mut quick = bench.connect(2);
+    fill(&mut bench, 1);
+    assert!(bench.muxer.accepts());
+    for _ in 0..100 {
+        bench.data(2, &pattern(0, 60_000));
+        assert_eq!(drain(&mut quick), pattern(0, 60_000));
+        while let Some((header, _)) = bench.next() {
+            assert_eq!((header.dst_port, header.op), (2, Op::CreditUpdate));
+        }
+    }
+}
+
+#[test]
+fn the_guest_s_buffers_go_round() {
+    let mut bench = Bench::new();
+    let mut hosts: Vec<_> = (0..3).map(|port| bench.connect(port)).collect();
+    // One host floods, the others say one word.
+    let flood = hosts[0].write(&vec![0; 150_000]).unwrap();
+    hosts[1].write_all(b"one").unwrap();
+    hosts[2].write_all(b"two").unwrap();
+    let first: Vec<_> = (0..3).map(|_| bench.next().unwrap().0.dst_port).collect();
+    assert_eq!(first, [0, 1, 2]);
+    // A guest that makes us send resets gets its data all the same.
+    for port in 100..110 {
+        bench.op(port, Op::Data);
+    }
+    let next: Vec<_> = (0..4).map(|_| bench.next().unwrap().0.op).collect();
+    assert_eq!(next, [Op::Reset, Op::Data, Op::Reset, Op::Data]);
+    let rest: usize = std::iter::from_fn(|| bench.next()).map(|(header, _)| header.len as usize).sum();
+    assert_eq!(rest, flood - 3 * BUFFER as usize);
+}
+
+#[test]
+fn resets_are_bounded_and_dials_that_are_taken_back_leave_nothing() {
+    let mut bench = Bench::new();
+    let mut taken = 0;
+    while bench.muxer.accepts() {
+        bench.op(7, Op::Data);
+        taken += 1;
+    }
+    assert_eq!(taken, MAX_RESETS);
+    assert_eq!(bench.ops().len(), MAX_RESETS);
+    assert!(bench.muxer.accepts());
+    for _ in 0..10_000 {
+        bench.op(7, Op::Request);
+        bench.op(7, Op::Reset);
+        bench.ends.lock().unwrap().clear();
+    }
+    assert!(bench.muxer.line.is_empty() && bench.muxer.connections.is_empty());
+    bench.silent();
+}
+
+#[test]
+fn many_connections_and_not_one_more() {
+    // Two descriptors each; the test's own limit may be lower than the bound.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = 4 * u64::try_from(MAX_CONNECTIONS).unwrap();
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit.maximum.map_or(Some(wanted), |most| Some(most.min(wanted))), ..limit },
+    )
+    .unwrap();
+    let mut bench = Bench::new();
+    let count = u32::try_from(MAX_CONNECTIONS).unwrap();
+    let mut hosts: Vec<_> = (0..count).map(|port| bench.connect(port)).collect();
+    bench.op(count, Op::Request);
+    bench.reset();
+    assert_eq!(bench.muxer.large, LARGE_CONNECTIONS);
+    for (port, host) in (0..).zip(&mut hosts) {
+        bench.data(port, &port.to_le_bytes());
+        host.write_all(&port.to_be_bytes()).unwrap();
+    }
+    for (port, host) in (0..count).zip(&mut hosts) {
+        assert_eq!(drain(host), port.to_le_bytes());
+    }
+    let mut seen: Vec<_> = std::iter::from_fn(|| bench.next())
+        .map(|(header, bytes)| {
+            assert_eq!(bytes, header.dst_port.to_be_bytes());
+            header.dst_port
+        })
+        .collect();
+    seen.sort_unstable();
+    assert!(seen.into_iter().eq(0..count));
+    // A small window is one that can be filled, too.
+    let last = count - 1;
+    bench.data(last, &vec![0; SMALL_WINDOW as usize]);
+    assert_eq!(bench.ops(), [(last, Op::CreditUpdate)]);
+    // One goes, the next one fits.
+    bench.shut(5, Shut::BOTH);
+    bench.reset();
+    hosts.push(bench.connect(count));
+    bench.muxer.clear();
+    bench.check();
+    assert!(hosts.iter_mut().map(at_end).filter(|end| *end).count() > MAX_CONNECTIONS - 2);
+}
+
+/// A small generator (xorshift64), so that a failure can be repeated from its seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        u32::try_from(self.0 % u64::from(sides)).unwrap()
+    }
+
+    /// Below 2^`bits`, small numbers as often as large ones.
+    fn size(&mut self, bits: u32) -> u32 {
+        let bits = self.roll(bits);
+        self.roll(1 << bits)
+    }
+}
+
+#[test]
+fn random_packets_and_hosts_break_nothing() {
+    let seed = std::env::var("HUSK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+        let mut bytes = [0; 8];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+        u64::from_le_bytes(bytes) | 1
+    });
+    println!("HUSK_SEED={seed}");
+    let mut dice = Dice(seed);
+    let mut bench = Bench::new();
+    let mut hosts: Vec<UnixStream> = Vec::new();
+    for _ in 0..100_000 {
+        hosts.append(&mut bench.ends.lock().unwrap());
+        let port = dice.roll(12);
+        let any_host =
+            if hosts.is_empty() { None } else { Some(dice.roll(u32::try_from(hosts.len()).unwrap()) as usize) };
+        match (dice.roll(12), any_host) {
+            (0..5, _) if bench.muxer.accepts() => {
+                let op = match dice.roll(40) {
+                    0..10 => Op::Request,
+                    10..32 => Op::Data,
+                    32 => Op::Reset,
+                    33..36 => Op::Shutdown,
+                    36 => Op::CreditRequest,
+                    37 | 38 => Op::CreditUpdate,
+                    _ => Op::Unknown(u16::try_from(dice.roll(12)).unwrap()),
+                };
+                let len = if op == Op::Data { dice.size(18) } else { 0 };
+                let header = Header {
+                    len,
+                    flags: dice.roll(4),
+                    dst_port: [PORT, PORT, PORT, OTHER_PORT, 9][dice.roll(5) as usize],
+                    kind: u16::from(dice.roll(50) > 0),
+                    buf_alloc: dice.roll(1 << 20),
+                    fwd_cnt: dice.size(31),
+                    ..Bench::header(port, op)
+                };
+                bench.muxer.receive(&header, &Data(&vec![7; len as usize]));
+            }
+            (5, Some(host)) => {
+                hosts.swap_remove(host);
+            }
+            (6, Some(host)) => {
+                let how = [std::net::Shutdown::Read, std::net::Shutdown::Write][dice.roll(2) as usize];
+                let _ = hosts[host].shutdown(how);
+            }
+            (7, Some(host)) => {
+                let _ = hosts[host].write(&vec![9; dice.roll(20_000) as usize]);
+            }
+            (8, Some(host)) => {
+                let _ = hosts[host].read(&mut vec![0; dice.roll(200_000) as usize]);
+            }
+            _ => {
+                let _ = bench.next();
+            }
+        }
+        bench.check();
+    }
+    // Whatever happened, all ends when the guest forgets and the host closes.
+    hosts.append(&mut bench.ends.lock().unwrap());
+    hosts.clear();
+    let _ = bench.ops();
+    let left: Vec<_> = bench.muxer.connections.keys().copied().collect();
+    for ports in left {
+        bench.packet(Header { dst_port: ports.host, ..Bench::header(ports.guest, Op::Reset) });
+    }
+    bench.silent();
+    assert!(bench.muxer.connections.is_empty());
+}
