@@ -212,8 +212,8 @@ impl Connection {
         }
         self.readable |= ready.readable;
         self.ended |= ready.ended;
-        // After our own end of writing, a hang-up says nothing but that the host ended its own.
-        if ready.hung_up && !self.told_host {
+        // Or the guest had ended its direction before: then it sends nothing that could be missed.
+        if ready.hung_up {
             self.host_receives_no_more();
         } else if ready.writable {
             self.flush();

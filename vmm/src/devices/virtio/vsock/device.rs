@@ -11,7 +11,7 @@ use super::super::runner::DEVICE_EVENTS;
 use super::Dialled;
 use super::muxer::Muxer;
 use super::state::State;
-use super::worker::{TransportReset, Worker};
+use super::worker::{EVENT_QUEUE_SIZE, TransportReset, Worker};
 
 /// Device type (virtio 1.2, 5.10.1).
 const KIND: u32 = 19;
@@ -19,8 +19,8 @@ const KIND: u32 = 19;
 const EVENTS: u16 = 2;
 /// Linux fills the receive queue with buffers of 4 KiB when it starts and refills it when half are used, and each takes
 /// 8 KiB of the guest's memory: 64 are half a MiB, and one connection's whole credit. A packet of the guest is one
-/// indirect descriptor. Linux keeps 8 buffers in the event queue.
-const QUEUE_SIZES: &[u16] = &[64, 128, 8];
+/// indirect descriptor.
+const QUEUE_SIZES: &[u16] = &[64, 128, EVENT_QUEUE_SIZE];
 
 /// virtio-vsock without Unix paths: see [`super`].
 pub struct Vsock {

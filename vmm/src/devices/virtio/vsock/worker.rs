@@ -7,12 +7,17 @@ use std::sync::Arc;
 use super::super::chain::Chain;
 use super::super::queue::{Queue, QueueError};
 use super::connection::{Payload, Room};
-use super::muxer::Muxer;
+use super::muxer::{MAX_RESETS, Muxer};
 use super::packet::{HEADER_LEN, Header};
 use crate::memory::GuestRam;
 
-/// Packets moved before the other devices of the event loop have their turn.
-const BATCH: u32 = 256;
+/// Packets moved before the other devices of the event loop have their turn: at most 4 MiB of data, about a millisecond.
+const BATCH: usize = 64;
+// A guest that is held back by its resets is looked at again: giving it so many fills a batch, or its buffers run out,
+// and then it notifies of new ones.
+const _: () = assert!(MAX_RESETS > BATCH);
+/// Largest size of the event queue: Linux keeps 8 buffers in it.
+pub const EVENT_QUEUE_SIZE: u16 = 8;
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (virtio 1.2, 5.10.6.7).
 const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
@@ -21,8 +26,11 @@ const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 pub enum TransportReset {
     /// It waits for a buffer.
     Due,
-    /// The guest has it, and has not said yet that it took it.
-    Sent,
+    /// The guest has it, and has not given the buffer back yet.
+    Sent {
+        /// Buffers that were popped and not used.
+        spare: u16,
+    },
     /// Not needed, or over.
     Done,
 }
@@ -52,20 +60,18 @@ impl Worker {
         if self.transport_reset != TransportReset::Due {
             return Ok(());
         }
-        // With EVENT_IDX a notification comes for the buffer at a chosen index only. The one that we want to hear of is
-        // the one after all that are there: so take all, choose, and give back those that are not needed.
+        // All buffers that are there are taken, so that the next one is news: with EVENT_IDX we hear of it only when
+        // we are up to date, and it is how we know that the driver has handled the event.
         let mut first = None;
-        let mut others = 0;
-        loop {
+        let mut spare = 0;
+        // One look more than there can be buffers; a guest that adds for ever is not followed.
+        for _ in 0..=EVENT_QUEUE_SIZE {
             match self.events.pop()? {
                 Some(chain) if first.is_none() => first = Some(chain),
-                Some(_) => others += 1,
+                Some(_) => spare += 1,
                 None if self.events.enable_notification()? => {}
                 None => break,
             }
-        }
-        for _ in 0..others {
-            self.events.undo_pop();
         }
         let Some(chain) = first else { return Ok(()) };
         if chain.write(&self.memory, 0, &TRANSPORT_RESET) < TRANSPORT_RESET.len() {
@@ -75,38 +81,36 @@ impl Worker {
             });
         }
         self.events.add_used(chain.head(), 4)?;
-        self.transport_reset = TransportReset::Sent;
+        self.transport_reset = TransportReset::Sent { spare };
         self.events.signal_used()
     }
 
-    /// The guest notified the event queue: it provides buffers, at first or again after it took an event.
+    /// The event queue was notified: by the guest when it provides buffers, at first or again after it took an event, or
+    /// by a restore, which notifies all queues.
     ///
     /// # Errors
     /// The guest broke the queue.
     pub fn events_notified(&mut self) -> Result<(), QueueError> {
-        if self.transport_reset == TransportReset::Sent {
-            self.transport_reset = TransportReset::Done;
+        match self.transport_reset {
+            TransportReset::Due => self.start()?,
+            TransportReset::Sent { spare } if self.events.has_available()? => {
+                (0..spare).for_each(|_| self.events.undo_pop());
+                self.transport_reset = TransportReset::Done;
+            }
+            TransportReset::Sent { .. } | TransportReset::Done => {}
         }
-        self.start()
+        Ok(())
     }
 
-    /// Moves packets both ways until nothing is left to do or a batch is full; then the rest comes with the next round
-    /// of the event loop.
+    /// Moves packets both ways, a batch at most in each direction, so that neither starves the other; the rest comes
+    /// with the next round of the event loop.
     ///
     /// # Errors
     /// The guest broke a queue.
     pub fn run(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
-        let mut left = BATCH;
-        // A packet of the guest may need an answer, and an answer may make room for the next one.
-        while left > 0 {
-            let before = left;
-            self.transmit(muxer, &mut left)?;
-            self.receive(muxer, &mut left)?;
-            if left == before {
-                break;
-            }
-        }
-        if left == 0 {
+        let more_to_take = self.transmit(muxer)?;
+        let more_to_give = self.receive(muxer)?;
+        if more_to_take || more_to_give {
             // Fails only when the counter is full: then we are notified anyway.
             let _ = self.tx.kick().write(1);
         }
@@ -114,19 +118,20 @@ impl Worker {
         self.rx.signal_used()
     }
 
-    /// Takes packets from the guest.
-    fn transmit(&mut self, muxer: &mut Muxer, left: &mut u32) -> Result<(), QueueError> {
+    /// Takes packets from the guest. True: the batch is full.
+    fn transmit(&mut self, muxer: &mut Muxer) -> Result<bool, QueueError> {
         self.tx.disable_notification()?;
-        while *left > 0 && muxer.accepts() {
+        for _ in 0..BATCH {
+            if !muxer.accepts() {
+                return Ok(false);
+            }
             let Some(chain) = self.tx.pop()? else {
                 if !self.tx.enable_notification()? {
-                    break;
+                    return Ok(false);
                 }
-                // The index has moved meanwhile; counted, so that a guest that moves it to and fro gets nowhere.
-                *left -= 1;
+                // More came meanwhile. It counts, so a guest that moves the index to and fro gets nowhere.
                 continue;
             };
-            *left -= 1;
             let mut bytes = [0; HEADER_LEN as usize];
             if chain.read(&self.memory, 0, &mut bytes) < bytes.len() {
                 return Err(QueueError::Request { index: self.tx.index(), cause: "a packet without a header" });
@@ -141,23 +146,25 @@ impl Worker {
             muxer.receive(&header, &ChainPayload { chain: &chain, memory: &self.memory, len: header.len });
             self.tx.add_used(chain.head(), 0)?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Gives packets to the guest.
-    fn receive(&mut self, muxer: &mut Muxer, left: &mut u32) -> Result<(), QueueError> {
+    /// Gives packets to the guest. True: the batch is full.
+    fn receive(&mut self, muxer: &mut Muxer) -> Result<bool, QueueError> {
         // A restored guest drops what comes before it has reset its sockets, or takes it for an old connection's.
         if self.transport_reset != TransportReset::Done {
-            return Ok(());
+            return Ok(false);
         }
         self.rx.disable_notification()?;
-        while *left > 0 && muxer.has_packets() {
+        for _ in 0..BATCH {
+            if !muxer.has_packets() {
+                return Ok(false);
+            }
             let Some(chain) = self.rx.pop()? else {
                 // Only now is a notification worth its exit: there is something to send and nowhere to put it.
                 if !self.rx.enable_notification()? {
-                    break;
+                    return Ok(false);
                 }
-                *left -= 1;
                 continue;
             };
             if chain.writable_len() <= HEADER_LEN {
@@ -170,9 +177,8 @@ impl Worker {
             let Some(header) = muxer.next(&mut room) else {
                 // The sockets had nothing after all.
                 self.rx.undo_pop();
-                break;
+                return Ok(false);
             };
-            *left -= 1;
             if chain.write(&self.memory, 0, &header.to_bytes()) < HEADER_LEN as usize {
                 return Err(QueueError::Request {
                     index: self.rx.index(),
@@ -181,7 +187,7 @@ impl Worker {
             }
             self.rx.add_used(chain.head(), HEADER_LEN + header.len)?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

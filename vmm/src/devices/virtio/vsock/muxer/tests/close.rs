@@ -104,7 +104,7 @@ fn the_guest_receives_no_more() {
 fn the_host_closes_with_data_unread() {
     let mut bench = Bench::new();
     let mut host = bench.connect(7);
-    fill(&mut bench, 7);
+    let sent = fill(&mut bench, 7);
     host.write_all(b"farewell").unwrap();
     drop(host);
     let mut said = Vec::new();
@@ -120,6 +120,8 @@ fn the_host_closes_with_data_unread() {
     // What was on its way is thrown away, and no reason to be rude.
     bench.data(7, b"late");
     bench.silent();
+    bench.op(7, Op::CreditRequest);
+    assert_eq!(bench.next().unwrap().0.fwd_cnt as usize, sent + 4);
     bench.op(7, Op::Reset);
     assert!(bench.muxer.connections.is_empty());
 }

@@ -50,6 +50,30 @@ fn the_backlog_is_written_when_the_host_reads_and_credit_comes_back() {
     let entry = bench.muxer.connections.values().next().unwrap();
     assert_eq!(entry.connection.backlog(), 0);
     bench.silent();
+    // From now on the host's reads are no news again.
+    bench.data(7, b"x");
+    assert_eq!(drain(&mut host), b"x");
+    assert!(bench.muxer.poller.ready().unwrap().is_empty());
+}
+
+#[test]
+fn nothing_overtakes_the_backlog() {
+    let mut bench = Bench::new();
+    let mut host = bench.connect(7);
+    let mut sent = 0;
+    while bench.muxer.connections.values().next().unwrap().connection.backlog() == 0 {
+        bench.data(7, &pattern(sent, 50_000));
+        sent += 50_000;
+    }
+    // The socket has room, and the muxer has not looked yet.
+    let mut got = drain(&mut host);
+    bench.data(7, &pattern(sent, 50_000));
+    sent += 50_000;
+    while got.len() < sent {
+        bench.muxer.sockets_ready().unwrap();
+        got.extend(drain(&mut host));
+    }
+    assert_eq!(got, pattern(0, sent));
 }
 
 #[test]
