@@ -1,0 +1,18 @@
+//! virtio devices (virtio 1.2) and the seam between a device and its transport.
+//!
+//! A device is one folder. It knows its queues, features and configuration bytes and signals through [`Signal`]; it
+//! runs in an event loop as a [`Device`] inside a [`Runner`], and talks to its transport (today [`mmio`]) by messages
+//! through a mailbox, so that no lock is shared between a vCPU and a device.
+
+pub mod chain;
+pub mod device;
+pub mod mmio;
+pub mod queue;
+pub mod rng;
+pub mod runner;
+pub mod vsock;
+
+pub use chain::{Chain, ChainError};
+pub use device::{Activation, ActivateError, Device, DeviceState, Identity, Signal};
+pub use queue::{Queue, QueueError};
+pub use runner::{Mailbox, Runner};
