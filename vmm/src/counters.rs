@@ -1,0 +1,87 @@
+//! What is counted of a machine.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Why a vCPU came to user space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `in`.
+    PortIn,
+    /// `out`.
+    PortOut,
+    /// A read where no memory is.
+    MmioRead,
+    /// A write where no memory is.
+    MmioWrite,
+    /// We asked it to.
+    Kick,
+}
+
+const KINDS: [(Kind, &str); 5] = [
+    (Kind::PortIn, "port_in"),
+    (Kind::PortOut, "port_out"),
+    (Kind::MmioRead, "mmio_read"),
+    (Kind::MmioWrite, "mmio_write"),
+    (Kind::Kick, "kick"),
+];
+
+/// Counters of one machine, for all its vCPUs.
+#[derive(Debug)]
+pub struct Counters {
+    exits: [AtomicU64; KINDS.len()],
+    process_start: Instant,
+    first_entry: OnceLock<Duration>,
+}
+
+impl Counters {
+    /// All zero; `process_start` is when the VMM began.
+    #[must_use]
+    pub fn new(process_start: Instant) -> Self {
+        Self { exits: Default::default(), process_start, first_entry: OnceLock::new() }
+    }
+
+    /// A vCPU came to user space.
+    pub fn count(&self, kind: Kind) {
+        self.exits[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A vCPU enters the guest.
+    pub fn entered(&self) {
+        self.first_entry.get_or_init(|| self.process_start.elapsed());
+    }
+
+    /// Exits to user space by reason.
+    #[must_use]
+    pub fn exits(&self) -> BTreeMap<String, u64> {
+        let count = |kind: Kind| self.exits[kind as usize].load(Ordering::Relaxed);
+        KINDS.into_iter().map(|(kind, name)| (name.to_owned(), count(kind))).collect()
+    }
+
+    /// From the start of the process to the first entry into the guest.
+    #[must_use]
+    pub fn process_to_guest(&self) -> Option<Duration> {
+        self.first_entry.get().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_counted_under_its_name() {
+        let counters = Counters::new(Instant::now());
+        for (n, (kind, _)) in (1..).zip(KINDS) {
+            (0..n).for_each(|_| counters.count(kind));
+        }
+        let exits = counters.exits();
+        let expected = (1..).zip(KINDS).map(|(n, (_, name))| (name.to_owned(), n)).collect();
+        assert_eq!(exits, expected);
+        assert!(counters.process_to_guest().is_none());
+        counters.entered();
+        assert!(counters.process_to_guest().is_some());
+    }
+}

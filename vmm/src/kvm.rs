@@ -1,0 +1,118 @@
+//! The host's KVM: what it must be able to do, and the VM made from it.
+
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use log::info;
+use vm_memory::{GuestMemory, GuestMemoryRegion};
+
+use crate::arch::x86_64::layout;
+use crate::memory::GuestRam;
+
+/// Why there is no VM.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// The descriptor is not KVM's, or an unknown KVM's.
+    #[error("/dev/kvm answers API version {0} instead of {KVM_API_VERSION}: is it KVM?")]
+    ApiVersion(i32),
+    /// A capability that nothing works without.
+    #[error("this host's KVM lacks {0}, which husk needs")]
+    Missing(&'static str),
+    /// A step failed.
+    #[error("KVM: cannot {what}: {cause}")]
+    Step {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        cause: kvm_ioctls::Error,
+    },
+}
+
+impl KvmError {
+    /// A closure for `map_err` that says what was tried.
+    pub fn step(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |cause| Self::Step { what, cause }
+    }
+}
+
+/// Without these there is no machine (Documentation/virt/kvm/api.rst).
+const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// What the machine is better with; without them it works on.
+#[derive(Debug, Clone, Copy)]
+pub struct Optional {
+    /// The local APIC's TSC-deadline timer: without it Linux measures the timer at boot, which takes a quarter of a second.
+    pub tsc_deadline: bool,
+}
+
+/// KVM with its capabilities checked.
+pub struct Host {
+    kvm: Kvm,
+    /// What of the optional features is there.
+    pub optional: Optional,
+}
+
+impl Host {
+    /// Takes over an open `/dev/kvm`.
+    ///
+    /// # Errors
+    /// A required capability is missing: the error names it.
+    pub fn new(kvm: OwnedFd) -> Result<Self, KvmError> {
+        // SAFETY: the descriptor is ours and is given away; that it is KVM's is checked next.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        let version = kvm.get_api_version();
+        if u32::try_from(version) != Ok(KVM_API_VERSION) {
+            return Err(KvmError::ApiVersion(version));
+        }
+        if let Some((_, name)) = REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(KvmError::Missing(name));
+        }
+        let optional = Optional { tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) };
+        if !optional.tsc_deadline {
+            info!("this host's KVM lacks KVM_CAP_TSC_DEADLINE_TIMER: guests boot more slowly");
+        }
+        Ok(Self { kvm, optional })
+    }
+
+    /// KVM.
+    #[must_use]
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// A VM with interrupt controllers, timer and `memory`; no vCPUs yet.
+    ///
+    /// # Errors
+    /// What KVM refused.
+    pub fn create_vm(&self, memory: &GuestRam) -> Result<VmFd, KvmError> {
+        let vm = self.kvm.create_vm().map_err(KvmError::step("create a VM"))?;
+        vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(KvmError::step("place the identity map"))?;
+        vm.set_tss_address(layout::KVM_TSS).map_err(KvmError::step("place the task state segment"))?;
+        vm.create_irq_chip().map_err(KvmError::step("create the interrupt controllers"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(KvmError::step("create the timer"))?;
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped, of this length, and never unmapped while the process lives (`memory`).
+            unsafe { vm.set_user_memory_region(slot) }.map_err(KvmError::step("give the VM its memory"))?;
+        }
+        Ok(vm)
+    }
+}
