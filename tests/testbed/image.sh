@@ -1,0 +1,66 @@
+#!/bin/bash
+# Builds the test bed's base image: a Debian trixie host with containerd, runc, CNI plugins and a kernel with KVM.
+#   image.sh            prints the image's directory as its last line: root.img vmlinuz initrd.gz
+# Cached by content (this script and the mirror's package versions at the time) under ~/.cache/husk/testbed/<key>/.
+# husk itself is not in it: `run` puts the current build in at every boot.
+set -euo pipefail
+here=$(dirname "$(readlink -f "$0")")
+cache=${HUSK_CACHE:-$HOME/.cache/husk}/testbed
+say() { printf 'testbed: %s\n' "$*" >&2; }
+die() { say "error: $*"; exit 1; }
+
+packages=(containerd runc containernetworking-plugins iproute2 kmod busybox-static linux-image-cloud-amd64 iptables procps e2fsprogs strace ca-certificates)
+key=$(cat "$here/image.sh" | sha256sum | cut -c1-16)
+dir=$cache/$key
+if [ -e "$dir/root.img" ]; then echo "$dir"; exit 0; fi
+
+for tool in mmdebstrap mke2fs cpio xz; do
+  command -v "$tool" >/dev/null || die "$tool is missing: run make setup"
+done
+# The mirror that this machine uses; trixie's keyring comes with the machine's own.
+mirror=${HUSK_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | sort -u | head -n 1)}
+[ -n "$mirror" ] || die "apt knows no mirror: set HUSK_DEBIAN_MIRROR to one that has trixie"
+
+mkdir -p "$cache"
+work=$(mktemp -d "$cache/new.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+free=$(df --output=avail -BM "$work" | tail -n 1 | tr -dc 0-9)
+[ "$free" -ge 3000 ] || die "the image needs 3 GB in $cache, $free MB are free: set HUSK_CACHE to a place with more"
+cd "$work"
+say "1/3 download and unpack Debian trixie (about a minute)"
+include=$(IFS=,; echo "${packages[*]}")
+mmdebstrap --quiet --variant=essential --include="$include" trixie root.tar "deb $mirror trixie main" >mmdebstrap.log 2>&1 ||
+  { tail -n 20 mmdebstrap.log >&2; die "mmdebstrap failed: see above"; }
+mkdir root && tar -xf root.tar -C root --exclude='./dev/*' && rm root.tar
+kernel=$(ls root/lib/modules)
+cp "root/boot/vmlinuz-$kernel" vmlinuz
+rm -rf root/boot/* root/var/cache/apt/* root/var/lib/apt/lists/* root/usr/share/doc root/usr/share/man root/usr/share/locale
+
+say "2/3 initramfs that mounts the disk (kernel $kernel)"
+mkdir -p initrd/{bin,modules,dev,proc,disk}
+cp root/usr/bin/busybox initrd/bin/
+find "root/lib/modules/$kernel" -name 'virtio_blk.ko*' -exec cp {} initrd/modules/ \;
+xz -q -d initrd/modules/*.xz 2>/dev/null || true
+cat >initrd/init <<'I'
+#!/bin/busybox sh
+# Mounts the disk, puts the files of this run over it and goes on there.
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t proc proc /proc
+for module in /modules/*.ko; do /bin/busybox insmod "$module"; done
+/bin/busybox mount -t ext4 -o noatime /dev/vda /disk
+if [ -d /put ]; then /bin/busybox cp -a /put/. /disk/; /bin/busybox rm -rf /put; fi
+exec /bin/busybox switch_root /disk /husk-testbed/init
+I
+chmod +x initrd/init
+(cd initrd && find . | LC_ALL=C sort | cpio --quiet -o -H newc | gzip -1) >initrd.gz
+
+say "3/3 disk"
+truncate -s 4G root.img
+mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1 -d root root.img
+rm -rf root initrd mmdebstrap.log
+chmod 755 "$work"
+# Two builds at once: the first to finish stays.
+mv -T "$work" "$dir" 2>/dev/null || [ -e "$dir/root.img" ] || die "cannot move $work to $dir"
+trap - EXIT; rm -rf "$work"
+say "built $dir"
+echo "$dir"
