@@ -1,1 +1,68 @@
-//! Pid 1 of the guest.
+//! husk's agent: pid 1 of the guest, which makes and watches the pod's containers on behalf of the shim.
+//!
+//! One thread, one event loop ([tokio]'s `current_thread`). [`boot`] makes the guest ready, [`vsock`] dials the host,
+//! [`service`] answers the shim's calls, [`container`] is the containers' life, [`reaper`] the one place that waits for
+//! processes, [`events`] what the shim is told of them, [`stdio`] their streams.
+
+pub mod boot;
+pub mod container;
+pub mod events;
+pub mod logger;
+pub mod reaper;
+pub mod service;
+pub mod stdio;
+pub mod vsock;
+pub mod watched;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Runs as pid 1: returns only with an error, and then the kernel panics and the VMM tells the shim.
+#[must_use]
+pub fn run() -> ExitCode {
+    logger::init();
+    if std::process::id() != 1 {
+        eprintln!("husk-agent is the first process of husk's guests and runs nowhere else");
+        return ExitCode::from(2);
+    }
+    // The console, for what ends the agent: it is the last thing that the shim can show.
+    if let Err(cause) = boot::prepare() {
+        eprintln!("husk-agent: {cause}");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
+        Ok(runtime) => runtime,
+        Err(cause) => {
+            eprintln!("husk-agent: cannot make the event loop: {cause}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Err(cause) = runtime.block_on(serve()) {
+        eprintln!("husk-agent: {cause}");
+    }
+    ExitCode::FAILURE
+}
+
+/// Why the agent cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// No connection to the host.
+    #[error("cannot dial the host: {0}")]
+    Dial(std::io::Error),
+    /// No reaper.
+    #[error("cannot watch for ended processes: {0}")]
+    Reaper(std::io::Error),
+    /// The server.
+    #[error("cannot serve: {0}")]
+    Serve(#[from] ttrpc::Error),
+}
+
+async fn serve() -> Result<(), ServeError> {
+    let reaper = reaper::Reaper::start().map_err(ServeError::Reaper)?;
+    let ready_ns = boot::monotonic_ns();
+    let connection = vsock::dial(husk_protocol::streams::RPC_PORT).await.map_err(ServeError::Dial)?;
+    let service = Arc::new(service::Service::new(reaper, vsock::Vsock, ready_ns));
+    // Its drop is how the agent learns that the host is gone: nothing is left to do for this guest then.
+    service::serve(vsock::Tied::new(connection, boot::restart), service).await?;
+    Ok(())
+}

@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! `/init` of the guest.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    husk_agent::run()
+}

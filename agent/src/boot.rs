@@ -1,0 +1,123 @@
+//! From the kernel's first process to a guest in which containers can be made.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_move};
+
+/// Where containers' cgroups are.
+pub const POD_CGROUP: &str = "/sys/fs/cgroup/pod";
+/// Where the host's shares are mounted.
+pub const SHARES: &str = "/run/husk/shares";
+/// Where a container's root is mounted in its mount namespace, before it becomes the root.
+pub const NEW_ROOT: &str = "/run/husk/root";
+/// Controllers that containers get, as far as the kernel has them.
+const CONTROLLERS: &str = "+cpu +cpuset +memory +io +pids +hugetlb";
+
+/// A step of the boot that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}: {cause}")]
+pub struct BootError {
+    what: &'static str,
+    cause: io::Error,
+}
+
+fn step<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> BootError {
+    move |cause| BootError { what, cause: cause.into() }
+}
+
+/// Makes the root pivotable, mounts what agent and containers need, brings `lo` up.
+///
+/// # Errors
+/// The first step that failed.
+pub fn prepare() -> Result<(), BootError> {
+    make_root_pivotable().map_err(step("make the root pivotable"))?;
+    let none = None::<&std::ffi::CStr>;
+    let safe = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", safe, none).map_err(step("mount /proc"))?;
+    mount("sysfs", "/sys", "sysfs", safe, none).map_err(step("mount /sys"))?;
+    mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, none).map_err(step("mount /dev"))?;
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", safe, none).map_err(step("mount /sys/fs/cgroup"))?;
+    for directory in ["/run/husk", SHARES, NEW_ROOT, POD_CGROUP] {
+        fs::create_dir(directory).map_err(step("make the agent's directories"))?;
+    }
+    for group in ["/sys/fs/cgroup", POD_CGROUP] {
+        fs::write(Path::new(group).join("cgroup.subtree_control"), CONTROLLERS)
+            .map_err(step("enable the controllers"))?;
+    }
+    loopback_up().map_err(step("bring lo up"))?;
+    Ok(())
+}
+
+/// `pivot_root` is refused on the initramfs (pivot_root(2), NOTES): `/` is bound onto a directory, that is moved over
+/// `/`, and from then on every container can pivot.
+fn make_root_pivotable() -> io::Result<()> {
+    const OVER: &str = "/root";
+    fs::create_dir(OVER)?;
+    mount_bind("/", OVER)?;
+    rustix::process::chdir(OVER)?;
+    mount_move(".", "/")?;
+    rustix::process::chroot(".")?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+fn loopback_up() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: all zeroes is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    // Fits: the flags are the kernel's and end below 2^15.
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0);
+    // SAFETY: the socket is open and the request a valid ifreq, which the kernel only reads.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let nanoseconds = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+    u64::try_from(nanoseconds).unwrap_or(0)
+}
+
+/// Mounts the host's shares, once.
+///
+/// # Errors
+/// The kernel's answer, to which step.
+pub fn mount_shares() -> Result<(), BootError> {
+    let none = None::<&std::ffi::CStr>;
+    mount("husk", SHARES, "virtiofs", MountFlags::NODEV, none).map_err(step("mount the host's shares (virtiofs)"))
+}
+
+/// Takes the shares away: what the guest holds of them goes to the host.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn unmount_shares() -> Result<(), BootError> {
+    rustix::mount::unmount(SHARES, UnmountFlags::DETACH).map_err(step("unmount the host's shares"))
+}
+
+/// Resets the machine: the VMM ends, and tells the shim.
+pub fn restart() {
+    if let Err(cause) = rustix::system::reboot(rustix::system::RebootCommand::Restart) {
+        eprintln!("husk-agent: cannot restart: {cause}");
+        // The end of pid 1 is a panic, which resets the machine too.
+        std::process::exit(1);
+    }
+}
+
+/// Whether `path` exists, without following a link at its end.
+#[must_use]
+pub fn exists(path: &Path) -> bool {
+    rustix::fs::statat(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}

@@ -1,0 +1,221 @@
+//! The program: who runs it, with which rights, and where it is.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::thread::{
+    CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+    set_keep_capabilities, set_no_new_privs,
+};
+
+use super::plan::{Plan, all_capabilities};
+
+/// What `execve` gets.
+#[derive(Debug)]
+pub(super) struct Program {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Program {
+    /// Finds the plan's program in the container, which is the root already, and enters its directory.
+    ///
+    /// # Errors
+    /// In runc's words.
+    pub(super) fn find(plan: &Plan) -> Result<Self, String> {
+        let process = plan.process();
+        let cwd = process.cwd();
+        fs::create_dir_all(cwd).map_err(|cause| format!("mkdir {}: {}", cwd.display(), plain(&cause)))?;
+        rustix::process::chdir(cwd)
+            .map_err(|cause| format!("chdir to cwd (\"{}\"): {}", cwd.display(), plain(&cause.into())))?;
+        let mut env: Vec<String> = process.env().clone().unwrap_or_default();
+        if !env.iter().any(|variable| variable.starts_with("HOME=")) {
+            env.push(format!("HOME={}", home_of(process.user().uid())));
+        }
+        let path = env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default().to_owned();
+        let name = plan.args().first().map(String::as_str).unwrap_or_default();
+        let found = look_up(name, &path)?;
+        // Without zero bytes: the plan was checked.
+        let c = |text: &str| CString::new(text).map_err(|_| format!("{text:?}: contains a zero byte"));
+        Ok(Self {
+            path: CString::new(found.as_os_str().as_bytes()).map_err(|_| format!("{name:?}: contains a zero byte"))?,
+            args: plan.args().iter().map(|text| c(text)).collect::<Result<_, _>>()?,
+            env: env.iter().map(|text| c(text)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Becomes the program; returns only with the reason why not.
+    pub(super) fn execute(&self) -> String {
+        let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+            strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let (args, env) = (pointers(&self.args), pointers(&self.env));
+        // SAFETY: all strings are terminated and live until after the call, and both arrays end with a null pointer.
+        unsafe { libc::execve(self.path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+        format!("exec {}: {}", self.path.to_string_lossy(), plain(&io::Error::last_os_error()))
+    }
+}
+
+/// An error as Go says it: what people know from runc.
+fn plain(cause: &io::Error) -> String {
+    match cause.raw_os_error() {
+        Some(libc::ENOENT) => "no such file or directory".to_owned(),
+        Some(libc::EACCES) => "permission denied".to_owned(),
+        Some(libc::ENOEXEC) => "exec format error".to_owned(),
+        Some(libc::ENOTDIR) => "not a directory".to_owned(),
+        Some(libc::EISDIR) => "is a directory".to_owned(),
+        _ => cause.to_string(),
+    }
+}
+
+/// Go's `exec.LookPath`: a name with a slash is a path, another is looked for in `path`.
+fn look_up(name: &str, path: &str) -> Result<PathBuf, String> {
+    if name.contains('/') {
+        return match executable(Path::new(name)) {
+            Ok(()) => Ok(PathBuf::from(name)),
+            Err(cause) if cause.raw_os_error() == Some(libc::EACCES) => {
+                Err(format!("exec: {name:?}: permission denied"))
+            }
+            Err(cause) => Err(format!("exec: {name:?}: stat {name}: {}", plain(&cause))),
+        };
+    }
+    for directory in path.split(':') {
+        // An empty part means the working directory.
+        let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+        if !name.is_empty() && executable(&candidate).is_ok() {
+            return Ok(candidate);
+        }
+    }
+    Err(format!("exec: {name:?}: executable file not found in $PATH"))
+}
+
+/// A file that somebody may execute.
+fn executable(path: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() || metadata.permissions().mode() & 0o111 == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
+    }
+    Ok(())
+}
+
+/// The home directory of `uid` in the container's `/etc/passwd`; `/` for one who is not there.
+fn home_of(uid: u32) -> String {
+    /// A larger one is no list of users.
+    const LARGEST: u64 = 4 << 20;
+    let mut passwd = String::new();
+    if let Ok(file) = fs::File::open("/etc/passwd") {
+        // What was read until an error is looked at.
+        let _ = file.take(LARGEST).read_to_string(&mut passwd);
+    }
+    home_in(&passwd, uid).unwrap_or_else(|| "/".to_owned())
+}
+
+fn home_in(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let found = fields.next()?.parse() == Ok(uid);
+        let home = fields.nth(2)?;
+        (found && !home.is_empty()).then(|| home.to_owned())
+    })
+}
+
+/// Sets the limits of setrlimit(2).
+///
+/// # Errors
+/// The limit that the kernel refuses.
+pub(super) fn set_limits(plan: &Plan) -> Result<(), String> {
+    for (resource, soft, hard) in plan.limits() {
+        let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+        // SAFETY: the limit is valid, and the kernel only reads it.
+        if unsafe { libc::setrlimit(resource, &raw const limit) } < 0 {
+            let cause = io::Error::last_os_error();
+            return Err(format!("cannot set resource limit {resource} to {soft} and {hard}: {cause}"));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the user, the groups and the capabilities of the document. The process has one thread, so the calls for one
+/// thread are enough.
+///
+/// # Errors
+/// The step and the kernel's answer.
+pub(super) fn take_identity(plan: &Plan) -> Result<(), String> {
+    fn step(what: &str) -> impl Fn(rustix::io::Errno) -> String {
+        move |cause| format!("cannot {what}: {cause}")
+    }
+    let process = plan.process();
+    let (user, capabilities) = (process.user(), plan.capabilities());
+    for capability in all_capabilities().filter(|one| !capabilities.bounding.contains(*one)) {
+        match remove_capability_from_bounding_set(capability) {
+            // One that this kernel does not know.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(cause) => return Err(step("limit the capabilities")(cause)),
+        }
+    }
+    set_keep_capabilities(true).map_err(step("keep the capabilities"))?;
+    let groups = user.additional_gids().clone().unwrap_or_default();
+    let (uid, gid) = (user.uid(), user.gid());
+    // SAFETY: the array is as long as said; the other calls touch no memory.
+    let done = unsafe {
+        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+            && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+            && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
+    };
+    if !done {
+        return Err(format!("cannot become user {uid}, group {gid}: {}", io::Error::last_os_error()));
+    }
+    let effective = capabilities.effective.intersection(capabilities.permitted);
+    let sets = CapabilitySets { effective, permitted: capabilities.permitted, inheritable: capabilities.inheritable };
+    set_capabilities(None, sets).map_err(step("set the capabilities"))?;
+    for capability in all_capabilities().filter(|one| capabilities.ambient.contains(*one)) {
+        configure_capability_in_ambient_set(capability, true).map_err(step("set the ambient capabilities"))?;
+    }
+    if process.no_new_privileges() == Some(true) {
+        set_no_new_privs(true).map_err(step("set no_new_privs"))?;
+    }
+    rustix::process::umask(Mode::from_raw_mode(user.umask().unwrap_or(0o022)));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_as_runc_finds_them() {
+        let base = tempfile::tempdir().unwrap();
+        let file = |name: &str, mode| {
+            let path = base.path().join(name);
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let (program, text) = (file("program", 0o755), file("text", 0o644));
+        let directory = base.path().to_str().unwrap();
+        assert_eq!(look_up(&program, "").unwrap(), Path::new(&program));
+        assert_eq!(look_up("program", &format!("/nowhere:{directory}")).unwrap(), Path::new(&program));
+        assert_eq!(look_up("nosuch", directory).unwrap_err(), "exec: \"nosuch\": executable file not found in $PATH");
+        assert_eq!(look_up("text", directory).unwrap_err(), "exec: \"text\": executable file not found in $PATH");
+        assert_eq!(look_up("", directory).unwrap_err(), "exec: \"\": executable file not found in $PATH");
+        assert_eq!(look_up(&text, "").unwrap_err(), format!("exec: {text:?}: permission denied"));
+        assert_eq!(
+            look_up("/no/such", "").unwrap_err(),
+            "exec: \"/no/such\": stat /no/such: no such file or directory"
+        );
+    }
+
+    #[test]
+    fn homes_come_from_passwd() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nu:x:7:7::/home/u:/bin/sh\nempty:x:8:8:::/bin/sh\n";
+        assert_eq!(home_in(passwd, 0).as_deref(), Some("/root"));
+        assert_eq!(home_in(passwd, 7).as_deref(), Some("/home/u"));
+        assert_eq!((home_in(passwd, 8), home_in(passwd, 9)), (None, None));
+    }
+}
