@@ -1,12 +1,14 @@
 //! What two sides of husk share, and nothing else.
 //!
 //! * [`control`]: messages between the shim and the VMM on an inherited SEQPACKET socket, with descriptors;
+//! * [`files`]: the seam between the file device and whoever opens files for it;
 //! * [`streams`]: vsock ports that the agent dials, and the nonces that streams begin with;
 //! * [`version`]: the protocol's version;
 //! * [`agent`] (feature `rpc`): the agent's ttrpc service, generated from `agent.proto`;
 //! * [`runtimeoptions`] (feature `rpc`): containerd's `runtimeoptions.v1.Options`.
 
 pub mod control;
+pub mod files;
 pub mod streams;
 pub mod version;
 

@@ -2,7 +2,7 @@
 //! (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"; Documentation/arch/x86/zero-page.rst).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
@@ -76,6 +76,8 @@ fn low_end(memory: &GuestRam) -> u64 {
 
 /// Reads the initrd to the top of the low memory; returns where it is and how long.
 fn load_initrd(memory: &GuestRam, initrd: &mut File, kernel_end: u64) -> Result<(u64, u64), BootError> {
+    // The offset is shared with whoever opened it.
+    initrd.rewind().map_err(BootError::Initrd)?;
     let size = initrd.metadata().map_err(BootError::Initrd)?.len();
     let start = low_end(memory).checked_sub(size).map(|start| start & !0xfff).filter(|start| *start >= kernel_end);
     let start = start.ok_or(BootError::NoRoom { needed: kernel_end.saturating_add(size) })?;

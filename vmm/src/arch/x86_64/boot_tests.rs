@@ -30,7 +30,6 @@ fn elf(code: &[u8]) -> Vec<u8> {
 fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
-    io::Seek::rewind(&mut file).unwrap();
     file
 }
 
