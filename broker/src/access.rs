@@ -28,7 +28,8 @@ const MOST_DIRECTORIES: usize = 4096;
 /// Largest value of an extended attribute, and largest list of names (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const LARGEST_XATTR: usize = 64 * 1024;
 
-/// Opens files for one guest. No lock is held while a system call runs.
+/// Opens files for one guest. No lock is held while a system call runs. The process's umask has to be zero: files are
+/// made with the permissions that the guest asks for.
 #[derive(Debug)]
 pub struct Broker {
     descriptors: Descriptors,

@@ -125,7 +125,7 @@ pub(crate) fn change(descriptors: &Descriptors, fd: &OwnedFd, change: &Change) -
     Ok(())
 }
 
-/// Entries of an open directory from `offset` on, without `.` and `..`, as many as fit into about `bytes`.
+/// Entries of an open directory from `offset` on, as many as fit into about `bytes`.
 pub(crate) fn read_directory(fd: &OwnedFd, offset: u64, bytes: usize) -> io::Result<Vec<DirectoryEntry>> {
     /// What FUSE adds to a name (struct fuse_dirent).
     const HEADER: usize = 24;
@@ -137,9 +137,6 @@ pub(crate) fn read_directory(fd: &OwnedFd, offset: u64, bytes: usize) -> io::Res
     while let Some(entry) = directory.next() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." {
-            continue;
-        }
         let size = HEADER + name.len();
         if size > room {
             break;

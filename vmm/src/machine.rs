@@ -21,6 +21,7 @@ use crate::bus::Bus;
 use crate::console::{Console, Tail};
 use crate::counters::Counters;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::fs::{Fs, FsError, FsHandle};
 use crate::devices::virtio::mmio::{Interrupt, QUEUE_NOTIFY, Transport};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Dialled, Vsock};
@@ -66,6 +67,9 @@ pub enum MachineError {
     /// The command line.
     #[error("cannot build the kernel's command line: {0}")]
     Cmdline(#[from] linux_loader::cmdline::Error),
+    /// The file device.
+    #[error(transparent)]
+    Fs(#[from] FsError),
     /// Descriptors or threads.
     #[error("cannot make {what}: {cause}")]
     Host {
@@ -109,6 +113,7 @@ pub struct Machine {
     vcpus: Vcpus,
     counters: Arc<Counters>,
     console: Tail,
+    fs: FsHandle,
     /// Lives as long as the machine: ioeventfds and irqfds hang on it.
     _vm: VmFd,
 }
@@ -185,6 +190,9 @@ impl Machine {
         windows.add(&vm, &ram, "vsock", identity, mailbox)?;
         subscribers.push(Box::new(runner));
 
+        let (fs, identity, mailbox) = Fs::spawn()?;
+        windows.add(&vm, &ram, "fs", identity, mailbox)?;
+
         let rng = Rng::new();
         let identity = rng.identity();
         let (runner, mailbox) = Runner::new("rng", rng).map_err(host("the rng device"))?;
@@ -209,7 +217,7 @@ impl Machine {
         let orders = Arc::new(Orders::new());
         let shared = Arc::new(Shared { orders, bus, counters: Arc::clone(&counters), reporter });
         let vcpus = Vcpus::spawn(fds, &shared).map_err(host("the vCPUs' threads"))?;
-        Ok(Built { machine: Self { vcpus, counters, console: tail, _vm: vm }, subscribers })
+        Ok(Built { machine: Self { vcpus, counters, console: tail, fs, _vm: vm }, subscribers })
     }
 
     /// The vCPUs.
@@ -234,7 +242,7 @@ impl Machine {
     /// # Errors
     /// The name is taken, or the descriptor is not a directory's.
     pub fn add_share(&self, share: Share, directory: OwnedFd) -> Result<(), MachineError> {
-        let _=(share,directory);Ok(())
+        Ok(self.fs.add_share(&share, directory)?)
     }
 
     /// Takes a directory away from the guest.
@@ -242,7 +250,7 @@ impl Machine {
     /// # Errors
     /// There is none of that name.
     pub fn remove_share(&self, name: &str) -> Result<(), MachineError> {
-        let _=name;Ok(())
+        Ok(self.fs.remove_share(name)?)
     }
 }
 

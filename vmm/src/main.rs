@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         }
     };
     logger::init();
+    // Files are made with the permissions that the guest asks for.
+    rustix::process::umask(rustix::fs::Mode::empty());
     if let Err(cause) = run(fd, start) {
         log::error!("{cause}");
         return ExitCode::FAILURE;

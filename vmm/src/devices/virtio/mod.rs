@@ -6,6 +6,7 @@
 
 pub mod chain;
 pub mod device;
+pub mod fs;
 pub mod mmio;
 pub mod queue;
 pub mod rng;

@@ -46,12 +46,16 @@ impl Mailbox {
         let _ = wait.recv();
     }
 
-    fn send(&self, command: Command) {
-        if self.commands.send(command).is_err() {
-            return;
-        }
+    /// Wakes the event loop up without a command.
+    pub fn wake(&self) {
         // Fails only when the counter is full: then the loop is already due to wake up.
         let _ = self.doorbell.write(1);
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            self.wake();
+        }
     }
 }
 

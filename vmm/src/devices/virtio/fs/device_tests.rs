@@ -1,0 +1,205 @@
+//! The device in its event loop, with a mock of the driver's ring and real files.
+
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use event_manager::{EventManager, SubscriberOps};
+use fuse_backend_rs::abi::fuse_abi::{
+    EntryOut, FsOptions, InHeader, InitIn, InitOut, Opcode, OpenIn, OpenOut, OutHeader, ReadIn, WriteIn,
+};
+use husk_broker::Broker;
+use husk_protocol::control::Share;
+use husk_protocol::files::ROOT;
+use tempfile::TempDir;
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::mock::MockSplitQueue;
+use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::super::super::device::Signal;
+use super::super::super::queue::Queue;
+use super::super::super::runner::{Mailbox, Runner};
+use super::*;
+use crate::memory::GuestRam;
+
+const NEXT: u16 = 1;
+const WRITABLE: u16 = 2;
+/// Where requests lie in memory, and where their answers.
+const REQUEST: GuestAddress = GuestAddress(0x10_0000);
+const ANSWER: GuestAddress = GuestAddress(0x20_0000);
+
+struct Interrupts(AtomicUsize);
+
+impl Signal for Interrupts {
+    fn queue(&self, _: u16) {}
+    fn config(&self) {}
+    fn needs_reset(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A guest with a session; every request has rings of its own, at the same place.
+struct Guest {
+    events: EventManager<Runner<Fs<Broker>>>,
+    mailbox: Mailbox,
+    memory: Arc<GuestRam>,
+    interrupts: Arc<Interrupts>,
+    shared: TempDir,
+}
+
+impl Guest {
+    fn new() -> Self {
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let shared = tempfile::tempdir().unwrap();
+        let broker = Arc::new(Broker::new().unwrap());
+        let share = Share { name: "s".to_owned(), read_only: false, exclusive: true };
+        broker.add_share(&share, fs::File::open(shared.path()).unwrap().into()).unwrap();
+        let (runner, mailbox) = Runner::new("fs", Fs::new(broker)).unwrap();
+        let mut events = EventManager::new().unwrap();
+        events.add_subscriber(runner);
+        let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap());
+        Self { events, mailbox, memory, interrupts: Arc::new(Interrupts(AtomicUsize::new(0))), shared }
+    }
+
+    /// Sends bytes with `room` for an answer; what the used ring says, and the answer.
+    fn raw(&mut self, request: &[u8], room: u32) -> (Option<u32>, Vec<u8>) {
+        self.memory.write_slice(request, REQUEST).unwrap();
+        let mock = MockSplitQueue::new(&*self.memory, 16);
+        let length = u32::try_from(request.len()).unwrap();
+        let mut chain = vec![RawDescriptor::from(Descriptor::new(REQUEST.0, length, if room > 0 { NEXT } else { 0 }, 1))];
+        if room > 0 {
+            chain.push(RawDescriptor::from(Descriptor::new(ANSWER.0, room, WRITABLE, 0)));
+        }
+        mock.build_multiple_desc_chains(&chain).unwrap();
+        let idle = MockSplitQueue::create(&*self.memory, GuestAddress(0x8_0000), 16);
+        let signal: Arc<dyn Signal> = Arc::<Interrupts>::clone(&self.interrupts);
+        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let queue = |index, queue, kick| Queue::new(index, queue, Arc::clone(&self.memory), kick, Arc::clone(&signal));
+        let other = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let queues =
+            vec![queue(0, idle.create_queue().unwrap(), other), queue(1, mock.create_queue().unwrap(), Arc::clone(&kick))];
+        let features = COMMON_FEATURES;
+        self.mailbox.activate(Activation { memory: Arc::clone(&self.memory), features, queues, signal });
+        kick.write(1).unwrap();
+        while self.events.run_with_timeout(0).unwrap() > 0 {}
+        let used = (mock.used().idx().load() > 0).then(|| mock.used().ring().ref_at(0).unwrap().load().len());
+        let mut answer = vec![0; used.unwrap_or(0).min(room) as usize];
+        self.memory.read_slice(&mut answer, ANSWER).unwrap();
+        (used, answer)
+    }
+
+    /// A request; its error (0 for none) and what follows the header of the answer.
+    fn ask(&mut self, opcode: Opcode, node: u64, body: &[&[u8]]) -> (i32, Vec<u8>) {
+        let body = body.concat();
+        let len = u32::try_from(size_of::<InHeader>() + body.len()).unwrap();
+        let header = InHeader { len, opcode: opcode as u32, unique: 7, nodeid: node, ..InHeader::default() };
+        let (used, answer) = self.raw(&[header.as_slice(), &body].concat(), 1 << 20);
+        let (head, rest) = answer.split_at(size_of::<OutHeader>());
+        let head = read::<OutHeader>(head);
+        assert_eq!((Some(head.len), head.unique), (used, 7));
+        (head.error, rest.to_vec())
+    }
+
+    fn mount(&mut self) -> InitOut {
+        let flags = u32::MAX & !(u32::try_from(FsOptions::INIT_EXT.bits()).unwrap());
+        let init = InitIn { major: 7, minor: 38, max_readahead: 1 << 20, flags };
+        let (error, answer) = self.ask(Opcode::Init, 0, &[init.as_slice()]);
+        assert_eq!(error, 0);
+        read(&answer)
+    }
+
+    fn lookup(&mut self, parent: u64, name: &str) -> Result<EntryOut, i32> {
+        match self.ask(Opcode::Lookup, parent, &[name.as_bytes(), b"\0"]) {
+            (0, answer) => Ok(read(&answer)),
+            (error, _) => Err(-error),
+        }
+    }
+}
+
+fn read<T: ByteValued + Default>(bytes: &[u8]) -> T {
+    let mut value = T::default();
+    let size = size_of::<T>();
+    value.as_mut_slice().copy_from_slice(&bytes[..size]);
+    value
+}
+
+#[test]
+fn the_configuration_names_the_tag_and_one_request_queue() {
+    let config = Fs::new(Arc::new(Broker::new().unwrap())).identity().config;
+    assert_eq!(config.len(), 40);
+    assert_eq!((&config[..5], &config[36..]), (&b"husk\0"[..], &[1, 0, 0, 0][..]));
+}
+
+#[test]
+fn a_file_is_found_read_and_written() {
+    let mut guest = Guest::new();
+    fs::write(guest.shared.path().join("f"), "content").unwrap();
+    let init = guest.mount();
+    assert_eq!((init.max_write, init.max_pages), (1 << 20, 256));
+    let share = guest.lookup(ROOT, "s").unwrap();
+    let file = guest.lookup(share.nodeid, "f").unwrap();
+    assert_eq!(file.attr.size, 7);
+    let open = OpenIn { flags: libc::O_RDWR as u32, fuse_flags: 0 };
+    let (error, answer) = guest.ask(Opcode::Open, file.nodeid, &[open.as_slice()]);
+    assert_eq!(error, 0);
+    let handle = read::<OpenOut>(&answer).fh;
+    let ask = ReadIn { fh: handle, offset: 3, size: 4096, ..ReadIn::default() };
+    assert_eq!(guest.ask(Opcode::Read, file.nodeid, &[ask.as_slice()]), (0, b"tent".to_vec()));
+    let ask = WriteIn { fh: handle, offset: 7, size: 3, ..WriteIn::default() };
+    assert_eq!(guest.ask(Opcode::Write, file.nodeid, &[ask.as_slice(), b"ed!"]).0, 0);
+    assert_eq!(fs::read(guest.shared.path().join("f")).unwrap(), b"contented!");
+}
+
+#[test]
+fn an_exclusive_share_is_believed_for_good_but_the_root_is_not() {
+    let mut guest = Guest::new();
+    guest.mount();
+    let share = guest.lookup(ROOT, "s").unwrap();
+    assert_eq!(share.entry_valid, 1, "shares come and go");
+    assert_eq!(guest.lookup(ROOT, "none").err(), Some(libc::ENOENT));
+    let nothing = guest.lookup(share.nodeid, "none").unwrap();
+    assert_eq!(nothing.nodeid, 0, "a name that is not there, to be remembered");
+    assert!(nothing.entry_valid > 365 * 24 * 3600);
+}
+
+#[test]
+fn lies_get_an_error_or_nothing_and_the_device_goes_on() {
+    let mut guest = Guest::new();
+    guest.mount();
+    // A node and a handle that were never given.
+    let ask = ReadIn { fh: 99, offset: 0, size: 4096, ..ReadIn::default() };
+    assert_eq!(guest.ask(Opcode::Read, 12345, &[ask.as_slice()]).0, -libc::EBADF);
+    assert!(guest.lookup(12345, "x").is_err());
+    // A path, a name without its end, a request without a body, an operation that is none.
+    let share = guest.lookup(ROOT, "s").unwrap().nodeid;
+    assert!(guest.lookup(share, "../..").is_err());
+    let header = |opcode: u32, len| InHeader { len, opcode, unique: 1, nodeid: share, ..InHeader::default() };
+    for request in [
+        [header(Opcode::Lookup as u32, 43).as_slice(), b"abc"].concat(),
+        header(Opcode::Read as u32, 40).as_slice().to_vec(),
+        header(Opcode::Read as u32, u32::MAX).as_slice().to_vec(),
+        header(Opcode::Write as u32, 0).as_slice().to_vec(),
+        header(0xffff, 40).as_slice().to_vec(),
+        vec![0; 3],
+    ] {
+        let (used, answer) = guest.raw(&request, 4096);
+        assert!(used.is_some(), "given back");
+        let whole = size_of::<OutHeader>();
+        assert!(answer.len() < whole || read::<OutHeader>(&answer).error < 0, "{request:?} got {answer:?}");
+    }
+    // Room for no answer at all.
+    assert!(guest.raw(header(Opcode::Getattr as u32, 40).as_slice(), 0).0.is_some());
+    assert_eq!(guest.interrupts.0.load(Ordering::SeqCst), 0, "no reset wanted");
+    assert!(guest.lookup(ROOT, "s").is_ok());
+}
+
+#[test]
+fn a_mounted_device_cannot_be_saved() {
+    let broker = Arc::new(Broker::new().unwrap());
+    let device = Fs::new(broker);
+    assert_eq!(device.save(), Some(State {}));
+    use fuse_backend_rs::api::filesystem::FileSystem;
+    device.files.init(FsOptions::empty()).unwrap();
+    assert_eq!(device.save(), None);
+}

@@ -1,0 +1,89 @@
+//! The device's thread, and what the rest of the VMM holds of it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use event_manager::{EventManager, SubscriberOps};
+use husk_broker::{Broker, ShareError};
+use husk_protocol::control::Share;
+use log::error;
+
+use super::device::Fs;
+use super::super::device::Identity;
+use super::super::runner::{Mailbox, Runner};
+
+/// What fails outside of requests.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// A share cannot be added or removed.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// No descriptors, no thread.
+    #[error("cannot start the file device: {0}")]
+    Start(#[from] io::Error),
+    /// No event loop.
+    #[error("cannot start the file device: {0}")]
+    Loop(#[from] event_manager::Error),
+}
+
+/// Holds the device's thread; it ends when this is dropped.
+pub struct FsHandle {
+    broker: Arc<Broker>,
+    stop: Arc<AtomicBool>,
+    mailbox: Mailbox,
+}
+
+impl Fs<Broker> {
+    /// Starts a device, without shares, in a thread of its own.
+    ///
+    /// # Errors
+    /// The host has no descriptors or threads left.
+    pub fn spawn() -> Result<(FsHandle, Identity, Mailbox), FsError> {
+        let broker = Arc::new(Broker::new()?);
+        let device = Self::new(Arc::clone(&broker));
+        let identity = device.identity();
+        let (runner, mailbox) = Runner::new("fs", device)?;
+        let mut events = EventManager::new()?;
+        events.add_subscriber(runner);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        thread::Builder::new().name("fs".to_owned()).spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                if let Err(cause) = events.run() {
+                    // The guest's requests stay unanswered, which the agent's callers find out by their limits.
+                    error!("fs: the event loop ended: {cause}");
+                    return;
+                }
+            }
+        })?;
+        Ok((FsHandle { broker, stop, mailbox: mailbox.clone() }, identity, mailbox))
+    }
+}
+
+impl FsHandle {
+    /// Adds a directory to what the guest sees.
+    ///
+    /// # Errors
+    /// The name is taken, or the descriptor is not a directory's.
+    pub fn add_share(&self, share: &Share, directory: OwnedFd) -> Result<(), FsError> {
+        Ok(self.broker.add_share(share, directory)?)
+    }
+
+    /// Takes a directory away from the guest.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn remove_share(&self, name: &str) -> Result<(), FsError> {
+        Ok(self.broker.remove_share(name)?)
+    }
+}
+
+impl Drop for FsHandle {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.mailbox.wake();
+    }
+}
