@@ -1,0 +1,134 @@
+//! The shim itself: the process that stays, from `start` to Shutdown.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::shim_async::{Task, create_task};
+use futures_util::stream::poll_fn;
+use log::{error, info, warn};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, Service as RpcService};
+
+use crate::args::Arguments;
+use crate::events::Publisher;
+use crate::host::pod_directory;
+use crate::logger;
+use crate::task::{Pod, PodError, TaskService};
+
+/// Time for containerd to take the last events.
+const FLUSH: Duration = Duration::from_secs(3);
+/// The service's name in the version of the interface that the crate does not know; its messages are the same.
+const TASK_V2: &str = "containerd.task.v2.Task";
+/// The name that it does.
+const TASK_V3: &str = "containerd.task.v3.Task";
+
+/// What `start` has made for the shim.
+pub struct Inherited {
+    /// The container's bundle.
+    pub bundle: PathBuf,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// It listens.
+    pub listener: UnixListener,
+    /// The name that it was called by.
+    pub name: String,
+    /// Its value for `oom_score_adj`.
+    pub oom_score: Option<i32>,
+}
+
+/// Why the shim cannot run.
+#[derive(Debug, thiserror::Error)]
+enum DaemonError {
+    #[error("cannot {what}: {cause}")]
+    Host { what: &'static str, cause: io::Error },
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    #[error("cannot serve: {0}")]
+    Serve(#[from] ttrpc::Error),
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> DaemonError {
+    move |cause| DaemonError::Host { what, cause }
+}
+
+/// Runs the shim to its end. Called in the forked child of `start`, which has one thread.
+pub fn run(arguments: &Arguments, inherited: Inherited) {
+    if let Err(cause) = logger::init(&inherited.bundle.join("log"), &arguments.id) {
+        // There is nowhere to say it; the shim works without.
+        let _ = cause;
+    }
+    logger::set_level("info", arguments.debug);
+    let socket = inherited.socket.clone();
+    if let Err(cause) = detach(&inherited).and_then(|()| serve(arguments, inherited)) {
+        error!("the shim ends: {cause}");
+    }
+    let _ = std::fs::remove_file(socket);
+}
+
+/// Leaves the session, the outputs and the mount namespace of containerd.
+fn detach(inherited: &Inherited) -> Result<(), DaemonError> {
+    rustix::process::setsid().map_err(|cause| failed("leave the session")(cause.into()))?;
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty());
+    let null = null.map_err(|cause| failed("open /dev/null")(cause.into()))?;
+    rustix::stdio::dup2_stdin(&null)
+        .and_then(|()| rustix::stdio::dup2_stdout(&null))
+        // containerd reads both outputs to their end before it goes on.
+        .and_then(|()| rustix::stdio::dup2_stderr(&null))
+        .map_err(|cause| failed("leave the outputs")(cause.into()))?;
+    if let Some(score) = inherited.oom_score
+        && let Err(cause) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        warn!("cannot set oom_score_adj: {cause}");
+    }
+    // Mounts of ours are not the host's; those of the host still come, and above all go.
+    // SAFETY: one thread, and no descriptor table is unshared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
+        .map_err(|cause| failed("make a mount namespace")(cause.into()))?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
+        .map_err(|cause| failed("make the mounts private")(cause.into()))?;
+    Ok(())
+}
+
+fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    runtime.map_err(failed("make the event loop"))?.block_on(async {
+        let publisher = Publisher::start(
+            arguments.namespace.clone(),
+            // Without it there are no events, which containerd 1.6 and later always take.
+            std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
+        );
+        let directory = pod_directory(&arguments.namespace, &arguments.id);
+        let kata = inherited.name.ends_with("containerd-shim-kata-v2");
+        let pod = Pod::start(&arguments.id, directory, inherited.socket, kata, arguments.debug, publisher.clone())?;
+        let service = Arc::new(TaskService::new(Arc::clone(&pod)));
+        let services = services(Arc::<TaskService>::clone(&service));
+        inherited.listener.set_nonblocking(true).map_err(failed("serve on the socket"))?;
+        let listener = tokio::net::UnixListener::from_std(inherited.listener).map_err(failed("serve on the socket"))?;
+        let connections = poll_fn(move |context| listener.poll_accept(context).map(|new| Some(new.map(|(s, _)| s))));
+        let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
+        server.start().await?;
+        info!(version = crate::VERSION; "the shim serves");
+        service.shut_down().await;
+        publisher.flush(FLUSH).await;
+        pod.end().await;
+        // Waits for the answer to Shutdown, which is under way.
+        server.shutdown().await?;
+        Ok(())
+    })
+}
+
+/// One implementation under both names of the interface.
+fn services(service: Arc<dyn Task + Send + Sync>) -> HashMap<String, RpcService> {
+    let mut services = create_task(Arc::clone(&service));
+    if let Some(v2) = create_task(service).remove(TASK_V3) {
+        services.insert(TASK_V2.to_owned(), v2);
+    }
+    services
+}

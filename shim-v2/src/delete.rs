@@ -1,0 +1,70 @@
+//! `delete`: removes what a shim has left. Runs when containerd has lost the shim, and after every normal end; never
+//! waits for an agent, and does nothing twice.
+
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::DeleteResponse;
+use log::warn;
+use protobuf::{Message, MessageField};
+
+use crate::args::Arguments;
+use crate::host::state::{State, remove_directory};
+use crate::host::{cgroup, pod_directory};
+
+/// A process that does not die in this time is said; containerd kills `delete` itself after 5 s.
+const KILL_MS: i64 = 1000;
+/// What a killed container's status is: 128 and SIGKILL.
+const KILLED: u32 = 137;
+
+/// Why something is left.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// The state file.
+    #[error("cannot read what pod {0} has on the host: {1}")]
+    State(String, io::Error),
+    /// The cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::CgroupError),
+    /// The directory.
+    #[error("cannot remove the directory of pod {0}: {1}")]
+    Directory(String, io::Error),
+    /// The answer.
+    #[error("cannot answer on the standard output: {0}")]
+    Answer(io::Error),
+}
+
+/// Runs `delete`.
+///
+/// # Errors
+/// Something is left; containerd tries again.
+pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
+    let id = &arguments.id;
+    let directory = pod_directory(&arguments.namespace, id);
+    let state = match State::read(&directory) {
+        // Cut off by a full disk or a crash: what it named hangs on the shim's death, all but the directory.
+        Err(cause) if cause.kind() != io::ErrorKind::InvalidData && cause.kind() != io::ErrorKind::UnexpectedEof => {
+            return Err(DeleteError::State(id.clone(), cause));
+        }
+        other => other.unwrap_or_else(|cause| {
+            warn!("the state file of pod {id} is not understood: {cause}");
+            None
+        }),
+    };
+    if let Some(state) = state {
+        // The shim first: nobody else starts something then.
+        for process in std::iter::once(&state.shim).chain(&state.processes) {
+            process.kill(KILL_MS);
+        }
+        if let Some(path) = &state.cgroup {
+            cgroup::remove(path)?;
+        }
+        let _ = std::fs::remove_file(&state.socket);
+    }
+    remove_directory(&directory).map_err(|cause| DeleteError::Directory(id.clone(), cause))?;
+    let mut answer = DeleteResponse::new();
+    answer.set_exit_status(KILLED);
+    answer.exited_at = MessageField::some(SystemTime::now().into());
+    let bytes = answer.write_to_bytes().map_err(|cause| DeleteError::Answer(cause.into()))?;
+    io::stdout().write_all(&bytes).map_err(DeleteError::Answer)
+}

@@ -1,0 +1,165 @@
+//! containerd's events: one queue, in order, the head tried again until containerd has it.
+//!
+//! (Both published client libraries put a failed event at the queue's end, which reorders.)
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::api::ForwardRequest;
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskStart};
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim_async::{Client, EventsClient};
+use containerd_shim_protos::topics;
+use log::warn;
+use protobuf::well_known_types::any::Any;
+use protobuf::{MessageField, MessageFull};
+use tokio::sync::Notify;
+use ttrpc::context;
+
+/// Events that wait at most, while containerd is down: the oldest are lost, and said.
+const MOST: usize = 2048;
+/// Time for containerd to take one.
+const FORWARD: Duration = Duration::from_secs(5);
+/// Time between two tries, while containerd is down. There is no event for "somebody listens at this path again".
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// An event of a task.
+pub trait Event: MessageFull {
+    /// Where containerd publishes it.
+    const TOPIC: &'static str;
+}
+
+macro_rules! events {
+    ($($message:ty: $topic:ident),*) => {
+        $(impl Event for $message {
+            const TOPIC: &'static str = topics::$topic;
+        })*
+    };
+}
+
+events! {
+    TaskCreate: TASK_CREATE_EVENT_TOPIC,
+    TaskStart: TASK_START_EVENT_TOPIC,
+    TaskExit: TASK_EXIT_EVENT_TOPIC,
+    TaskDelete: TASK_DELETE_EVENT_TOPIC
+}
+
+struct Queue {
+    waiting: Mutex<VecDeque<Envelope>>,
+    added: Notify,
+    empty: Notify,
+}
+
+/// Publishes events. Clones are the same queue.
+#[derive(Clone)]
+pub struct Publisher {
+    queue: Arc<Queue>,
+    namespace: String,
+}
+
+impl Publisher {
+    /// Starts publishing events of `namespace` to containerd at `address` (the path of its ttrpc socket).
+    #[must_use]
+    pub fn start(namespace: String, address: String) -> Self {
+        let queue =
+            Arc::new(Queue { waiting: Mutex::new(VecDeque::new()), added: Notify::new(), empty: Notify::new() });
+        tokio::spawn(deliver(Arc::clone(&queue), address));
+        Self { queue, namespace }
+    }
+
+    /// Puts an event at the queue's end.
+    pub fn publish<E: Event>(&self, event: &E) {
+        let mut any = Any::new();
+        // A bare name: containerd 1.6 compares whole strings.
+        E::descriptor().full_name().clone_into(&mut any.type_url);
+        match event.write_to_bytes() {
+            Ok(bytes) => any.value = bytes,
+            Err(cause) => {
+                warn!("an event for {} cannot be encoded: {cause}", E::TOPIC);
+                return;
+            }
+        }
+        let mut envelope = Envelope::new();
+        envelope.timestamp = MessageField::some(SystemTime::now().into());
+        envelope.set_namespace(self.namespace.clone());
+        envelope.set_topic(E::TOPIC.to_owned());
+        envelope.event = MessageField::some(any);
+        let mut waiting = self.queue.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= MOST
+            && let Some(lost) = waiting.pop_front()
+        {
+            warn!("an event for {} is lost: containerd takes none", lost.topic());
+        }
+        waiting.push_back(envelope);
+        self.queue.added.notify_one();
+    }
+
+    /// Waits until containerd has all events, at most `limit`.
+    pub async fn flush(&self, limit: Duration) {
+        let empty = async {
+            loop {
+                let notified = self.queue.empty.notified();
+                if self.queue.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        if tokio::time::timeout(limit, empty).await.is_err() {
+            warn!("containerd did not take all events");
+        }
+    }
+}
+
+/// Delivers events, one after the other.
+async fn deliver(queue: Arc<Queue>, address: String) {
+    let mut client = None;
+    // Said once per outage.
+    let mut said = false;
+    loop {
+        let head = queue.waiting.lock().unwrap_or_else(PoisonError::into_inner).front().cloned();
+        let Some(head) = head else {
+            queue.empty.notify_waiters();
+            queue.added.notified().await;
+            continue;
+        };
+        match forward(&mut client, &address, head.clone()).await {
+            Ok(()) => {
+                said = false;
+                let mut waiting = queue.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                // Unless it was lost meanwhile.
+                if waiting.front().is_some_and(|front| *front == head) {
+                    waiting.pop_front();
+                }
+            }
+            Err(cause) => {
+                if !said {
+                    warn!("containerd does not take events, tried again: {cause}");
+                    said = true;
+                }
+                client = None;
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn forward(client: &mut Option<EventsClient>, address: &str, envelope: Envelope) -> io::Result<()> {
+    let events = match client {
+        Some(events) => events,
+        None => {
+            let connection = Client::connect(&format!("unix://{address}")).await.map_err(io::Error::other)?;
+            client.insert(EventsClient::new(connection))
+        }
+    };
+    let mut request = ForwardRequest::new();
+    request.envelope = MessageField::some(envelope);
+    // ttrpc's own limit does not cover the write.
+    match tokio::time::timeout(FORWARD, events.forward(context::with_duration(FORWARD), &request)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(cause)) => Err(io::Error::other(cause)),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}

@@ -1,0 +1,137 @@
+//! The pod's cgroup on the host (cgroup v2): the VMM and the stubs are in it, so that one write ends them all.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+/// Where cgroups are.
+const ROOT: &str = "/sys/fs/cgroup";
+/// How long `remove` waits for killed processes to be gone, in milliseconds.
+const REMOVAL_MS: i64 = 2000;
+
+/// Why there is no cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The path of the runtime document leads out of the tree.
+    #[error("linux.cgroupsPath {0:?} is not a path below {ROOT}")]
+    Path(String),
+    /// The kernel's answer.
+    #[error("cannot {what} the cgroup {path}: {cause}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+}
+
+/// Where the pod of a container with this `linux.cgroupsPath` has its cgroup: `husk-<sandbox>` beside the container's.
+/// A path for systemd (`slice:prefix:name`) leads into its slice.
+///
+/// # Errors
+/// The path leads out of the tree.
+pub fn path_for(cgroups_path: &str, sandbox: &str) -> Result<PathBuf, CgroupError> {
+    let parent = match cgroups_path.split(':').collect::<Vec<_>>()[..] {
+        [slice, _, _] => slice_path(slice),
+        _ => Path::new(cgroups_path).parent().unwrap_or(Path::new("")).to_owned(),
+    };
+    let relative = parent.strip_prefix("/").unwrap_or(&parent);
+    if relative.components().any(|component| !matches!(component, std::path::Component::Normal(_))) {
+        return Err(CgroupError::Path(cgroups_path.to_owned()));
+    }
+    Ok(Path::new(ROOT).join(relative).join(format!("husk-{sandbox}")))
+}
+
+/// `a-b.slice` is `a.slice/a-b.slice` (systemd.slice(5)).
+fn slice_path(slice: &str) -> PathBuf {
+    let Some(name) = slice.strip_suffix(".slice").filter(|name| *name != "-") else { return PathBuf::new() };
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+    ends.map(|end| format!("{}.slice", &name[..end])).collect()
+}
+
+/// A cgroup that is there; [`remove`] ends it.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the cgroup, and what is missing above it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn create(path: PathBuf) -> Result<Self, CgroupError> {
+        fs::create_dir_all(&path).map_err(|cause| CgroupError::Io { what: "make", path: path.clone(), cause })?;
+        Ok(Self { path })
+    }
+
+    /// Puts a process into it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+            .map_err(|cause| CgroupError::Io { what: "put a process into", path: self.path.clone(), cause })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Kills what is in the cgroup and removes it; nothing to do if it is gone.
+///
+/// # Errors
+/// Something in it cannot be killed in time, or the kernel refuses.
+pub fn remove(path: &Path) -> Result<(), CgroupError> {
+    let failed = |cause| CgroupError::Io { what: "remove", path: path.to_owned(), cause };
+    let first = fs::remove_dir(path);
+    match first {
+        Ok(()) => return Ok(()),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(_) => {}
+    }
+    fs::write(path.join("cgroup.kill"), "1").map_err(failed)?;
+    let events = fs::File::open(path.join("cgroup.events")).map_err(failed)?;
+    loop {
+        // Read before waiting: reading is what arms the notification (kernfs).
+        let text = io::read_to_string(fs::File::open(path.join("cgroup.events")).map_err(failed)?).map_err(failed)?;
+        let populated = text.lines().any(|line| line == "populated 1");
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(cause) if !populated => return Err(failed(cause)),
+            Err(_) => {}
+        }
+        let limit = rustix::time::Timespec { tv_sec: REMOVAL_MS / 1000, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+        let ready = poll(&mut fds, Some(&limit)).map_err(|cause| failed(cause.into()))?;
+        if ready == 0 {
+            return Err(failed(io::Error::new(io::ErrorKind::TimedOut, "a process in it does not die")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beside_the_containers() {
+        let path = |path| path_for(path, "c1").map(|path| path.display().to_string());
+        assert_eq!(path("/default/c1").unwrap(), "/sys/fs/cgroup/default/husk-c1");
+        assert_eq!(path("kubepods/burstable/pod1/abc").unwrap(), "/sys/fs/cgroup/kubepods/burstable/pod1/husk-c1");
+        assert_eq!(
+            path("kubepods-burstable.slice:cri-containerd:abc").unwrap(),
+            "/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/husk-c1"
+        );
+        assert_eq!(path("").unwrap(), "/sys/fs/cgroup/husk-c1");
+        assert!(matches!(path("/a/../../b/c"), Err(CgroupError::Path(_))));
+    }
+}

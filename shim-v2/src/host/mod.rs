@@ -1,0 +1,24 @@
+//! What a pod has on the host: processes, a cgroup, a directory, and the file that names them.
+
+pub mod cgroup;
+pub mod process;
+pub mod state;
+
+use std::path::{Path, PathBuf};
+
+/// Directories of pods: `<namespace>/<id>` below it.
+pub const RUN: &str = "/run/husk";
+/// Sockets that containerd connects to.
+pub const SOCKETS: &str = "/run/containerd/s";
+
+/// A pod's directory.
+#[must_use]
+pub fn pod_directory(namespace: &str, id: &str) -> PathBuf {
+    Path::new(RUN).join(namespace).join(id)
+}
+
+/// The file `name` of the version `version` of husk.
+#[must_use]
+pub fn installed(version: &str, name: &str) -> PathBuf {
+    Path::new("/usr/lib/husk").join(version).join(name)
+}

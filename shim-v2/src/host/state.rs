@@ -1,0 +1,96 @@
+//! The file that names what cannot be tied to a process or a descriptor: read by `delete` when the shim is gone.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::process::Identity;
+
+/// The file's name in the pod's directory.
+const NAME: &str = "state.json";
+
+/// What a pod has on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The version of husk that the pod started with, and uses to its end.
+    pub version: String,
+    /// The shim.
+    pub shim: Identity,
+    /// The VMM and the stubs.
+    pub processes: Vec<Identity>,
+    /// The socket that containerd connects to.
+    pub socket: PathBuf,
+    /// The pod's cgroup.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl State {
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// No room, no directory.
+    pub fn write(&self, directory: &Path) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(self)?;
+        let temporary = directory.join("state.json.new");
+        fs::write(&temporary, text)?;
+        fs::rename(temporary, directory.join(NAME))
+    }
+
+    /// Reads the file; none if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read or understood.
+    pub fn read(directory: &Path) -> io::Result<Option<Self>> {
+        match fs::read(directory.join(NAME)) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(cause),
+        }
+    }
+}
+
+/// Removes a pod's directory, and its namespace's if that is empty then. Gone already is as good.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_directory(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+        _ => {}
+    }
+    // Another pod may have made its directory meanwhile: then it stays, and a pod that loses this race makes it anew.
+    if let Some(namespace) = directory.parent() {
+        let _ = fs::remove_dir(namespace);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comes_back_as_it_was() {
+        let run = tempfile::tempdir().unwrap();
+        let directory = run.path().join("default/c1");
+        fs::create_dir_all(&directory).unwrap();
+        assert_eq!(State::read(&directory).unwrap(), None);
+        let state = State {
+            version: "1.2.3".into(),
+            shim: Identity { pid: 1, started: 2 },
+            processes: vec![Identity { pid: 3, started: 4 }],
+            socket: "/run/s".into(),
+            cgroup: Some("/sys/fs/cgroup/default/husk-c1".into()),
+        };
+        state.write(&directory).unwrap();
+        assert_eq!(State::read(&directory).unwrap(), Some(state));
+        fs::write(directory.join(NAME), "{").unwrap();
+        assert!(State::read(&directory).is_err());
+        remove_directory(&directory).unwrap();
+        remove_directory(&directory).unwrap();
+        assert!(!run.path().join("default").exists());
+    }
+}

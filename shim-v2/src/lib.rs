@@ -1,0 +1,24 @@
+//! containerd's shim of husk: one process per pod, which makes the pod's virtual machine and answers containerd for it.
+//!
+//! * [`args`], [`start`], [`delete`], [`daemon`]: what containerd runs as a command, and the process that stays;
+//! * [`task`]: the task service: containers, their states, streams and events;
+//! * [`vm`]: the virtual machine: the VMM's process, its control socket, the agent's calls and streams;
+//! * [`rootfs`]: a container's root as a directory that the guest can be given, one file per kind;
+//! * [`host`]: processes, cgroup and directories on the host, and the file that names what cannot be tied to a process;
+//! * [`config`], [`logger`], [`events`]: configuration, log and containerd's events.
+
+pub mod args;
+pub mod config;
+pub mod daemon;
+pub mod delete;
+pub mod events;
+pub mod host;
+pub mod logger;
+pub mod rootfs;
+pub mod start;
+pub mod task;
+pub mod vm;
+mod watched;
+
+/// The version of the shim and of everything that it starts.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,141 @@
+//! What a snapshotter wants mounted (overlayfs, native), in the shim's private mount namespace.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::types::mount::Mount;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
+
+use super::{RootfsError, c_path, detach};
+
+/// Longest options of mount(2): a page with its zero.
+const LONGEST_OPTIONS: usize = 4095;
+
+/// Mounts each on the last, opens the topmost and leaves none mounted.
+pub fn open(mounts: &[Mount], scratch: &Path) -> Result<OwnedFd, RootfsError> {
+    let target = scratch.join("rootfs");
+    let failed = |what| {
+        let path = target.clone();
+        move |cause: io::Error| RootfsError::Io { what, path, cause }
+    };
+    std::fs::create_dir_all(&target).map_err(failed("make the directory"))?;
+    let mut mounted = 0;
+    let result = mounts.iter().try_for_each(|entry| {
+        mount_one(entry, &target)?;
+        mounted += 1;
+        Ok(())
+    });
+    let root = result.and_then(|()| detach(&target));
+    for _ in 0..mounted {
+        unmount(&target, UnmountFlags::DETACH).map_err(|cause| failed("unmount")(cause.into()))?;
+    }
+    let root = root?;
+    std::fs::remove_dir(&target).map_err(failed("remove the directory"))?;
+    Ok(root)
+}
+
+fn mount_one(entry: &Mount, target: &Path) -> Result<(), RootfsError> {
+    let (kind, source) = (entry.type_(), entry.source());
+    let failed = |cause: rustix::io::Errno| RootfsError::Io {
+        what: "mount the root on",
+        path: target.to_owned(),
+        cause: io::Error::other(format!("{kind} from {source}, options {:?}: {cause}", entry.options)),
+    };
+    let options: Vec<&str> = entry.options.iter().map(String::as_str).collect();
+    match kind {
+        "bind" | "rbind" => {
+            // Submounts are not the snapshot's.
+            mount_bind(source, target).map_err(failed)?;
+            if options.contains(&"ro") {
+                mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "").map_err(failed)?;
+            }
+            Ok(())
+        }
+        "overlay" => {
+            let read_only = if options.contains(&"ro") { MountFlags::RDONLY } else { MountFlags::empty() };
+            let (directory, data) = overlay_options(&options);
+            let data = c_path(Path::new(&data)).map_err(|_| failed(rustix::io::Errno::INVAL))?;
+            if data.as_bytes().len() > LONGEST_OPTIONS {
+                return Err(refused(entry, "it has more layers than mount(2) has room for: squash the image"));
+            }
+            in_directory(directory.as_deref(), || mount(source, target, "overlay", read_only, &*data)).map_err(failed)
+        }
+        _ => Err(refused(entry, "use the snapshotter overlayfs or native")),
+    }
+}
+
+fn refused(entry: &Mount, why: &'static str) -> RootfsError {
+    RootfsError::Mount { kind: entry.type_().to_owned(), origin: entry.source().to_owned(), why }
+}
+
+/// The options of an overlay as one text, and where its paths begin: with many layers only paths below a common
+/// directory fit into a page (containerd's own `mount` does the same).
+fn overlay_options(options: &[&str]) -> (Option<PathBuf>, String) {
+    let options: Vec<&str> = options.iter().copied().filter(|option| !matches!(*option, "ro" | "rw")).collect();
+    let whole = options.join(",");
+    if whole.len() <= LONGEST_OPTIONS {
+        return (None, whole);
+    }
+    let lower = options.iter().find_map(|option| option.strip_prefix("lowerdir="));
+    let Some((common, layers)) = lower.and_then(common_directory) else { return (None, whole) };
+    let short = options.iter().map(|option| {
+        if option.starts_with("lowerdir=") { format!("lowerdir={}", layers.join(":")) } else { (*option).to_owned() }
+    });
+    (Some(common), short.collect::<Vec<_>>().join(","))
+}
+
+/// The directory that all layers are below, and their paths from there.
+fn common_directory(lower: &str) -> Option<(PathBuf, Vec<String>)> {
+    let layers: Vec<&Path> = lower.split(':').map(Path::new).collect();
+    let common = layers.first()?.ancestors().skip(1).find(|dir| layers.iter().all(|layer| layer.starts_with(dir)))?;
+    let relative = layers.iter().map(|layer| Some(layer.strip_prefix(common).ok()?.to_str()?.to_owned()));
+    Some((common.to_owned(), relative.collect::<Option<_>>()?))
+}
+
+/// Runs `f` in a directory. The working directory is the process's: nothing else runs meanwhile, because the shim has
+/// one thread and `f` does not wait.
+fn in_directory(
+    directory: Option<&Path>,
+    f: impl FnOnce() -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    let Some(directory) = directory else { return f() };
+    let back = rustix::fs::open(".", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    rustix::process::chdir(directory)?;
+    let result = f();
+    rustix::process::fchdir(back)?;
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_layers_are_named_from_their_common_directory() {
+        let layers: Vec<String> =
+            (0..100).map(|n| format!("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/{n}/fs")).collect();
+        let lower = format!("lowerdir={}", layers.join(":"));
+        let options = ["index=off", "workdir=/w", "upperdir=/u", &lower, "ro"];
+        let (directory, text) = overlay_options(&options);
+        let directory = directory.unwrap();
+        assert_eq!(directory, Path::new("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"));
+        assert!(text.len() < LONGEST_OPTIONS, "{}", text.len());
+        assert!(text.starts_with("index=off,workdir=/w,upperdir=/u,lowerdir=0/fs:1/fs:") && text.ends_with("99/fs"));
+        let (directory, text) = overlay_options(&["lowerdir=/a:/b", "rw"]);
+        assert_eq!((directory, text.as_str()), (None, "lowerdir=/a:/b"));
+    }
+
+    #[test]
+    fn the_working_directory_comes_back() {
+        let before = std::env::current_dir().unwrap();
+        let inside = tempfile::tempdir().unwrap();
+        let mut seen = PathBuf::new();
+        let result = in_directory(Some(inside.path()), || {
+            seen = std::env::current_dir().unwrap();
+            Err(rustix::io::Errno::NOSYS)
+        });
+        assert_eq!((result, seen), (Err(rustix::io::Errno::NOSYS), inside.path().canonicalize().unwrap()));
+        assert_eq!(std::env::current_dir().unwrap(), before);
+    }
+}

@@ -1,0 +1,136 @@
+//! `start`: makes the socket, forks the shim, and says where it listens.
+//!
+//! containerd waits for this, so it does little: no event loop, no second execution of the program. The shim is a fork of
+//! this process, whose memory is already there.
+
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::args::Arguments;
+use crate::daemon::{self, Inherited};
+use crate::host::SOCKETS;
+
+/// Why no shim starts.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Something of the host's.
+    #[error("cannot {what}: {cause}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+    move |cause| StartError::Host { what: what.into(), cause }
+}
+
+/// The socket of the shim of this container: a name of its own for every containerd, namespace and container.
+fn socket_path(arguments: &Arguments) -> PathBuf {
+    let name = format!("{}/{}/{}", arguments.address, arguments.namespace, arguments.id);
+    let digest = Sha256::digest(name.as_bytes());
+    Path::new(SOCKETS).join(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+/// Runs `start`. In the shim, which is a fork, it does not return before the shim's end.
+///
+/// # Errors
+/// See [`StartError`]; nothing is left behind.
+pub fn run(arguments: &Arguments, name: &str) -> Result<(), StartError> {
+    let path = socket_path(arguments);
+    let address = format!("unix://{}", path.display());
+    let bundle = std::env::current_dir().map_err(failed("find the bundle, the working directory"))?;
+    // In every bundle: containerd 1.6 and 1.7 find the shim by it after a restart.
+    std::fs::write("address", &address).map_err(failed(format!("write {}", bundle.join("address").display())))?;
+    let Some(listener) = listen(&path)? else {
+        // It runs already.
+        return answer(&address);
+    };
+    let oom_score = oom_score_of_parent();
+    let inherited = Inherited { bundle, socket: path.clone(), listener, name: name.to_owned(), oom_score };
+    // SAFETY: this process has one thread, so that the child may do whatever the parent might.
+    match unsafe { libc::fork() } {
+        -1 => {
+            let cause = io::Error::last_os_error();
+            let _ = std::fs::remove_file(&path);
+            Err(failed("fork the shim")(cause))
+        }
+        0 => {
+            daemon::run(arguments, inherited);
+            Ok(())
+        }
+        _ => answer(&address),
+    }
+}
+
+/// The plain address, which every version of containerd takes. Nothing else may come on either output.
+fn answer(address: &str) -> Result<(), StartError> {
+    let mut out = io::stdout().lock();
+    out.write_all(address.as_bytes()).and_then(|()| out.flush()).map_err(failed("answer on the standard output"))
+}
+
+/// Listens at `path`; none if somebody does already.
+fn listen(path: &Path) -> Result<Option<UnixListener>, StartError> {
+    let what = || format!("listen at {}", path.display());
+    std::fs::create_dir_all(SOCKETS).map_err(failed(format!("make {SOCKETS}")))?;
+    for _ in 0..2 {
+        // The mode is right from the first moment.
+        let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(old);
+        match bound {
+            Ok(listener) => {
+                std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed(what()))?;
+                return Ok(Some(listener));
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::AddrInUse => {
+                if UnixStream::connect(path).is_ok() {
+                    return Ok(None);
+                }
+                // A shim's that was killed.
+                match std::fs::remove_file(path) {
+                    Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(what())(cause)),
+                    _ => {}
+                }
+            }
+            Err(cause) => return Err(failed(what())(cause)),
+        }
+    }
+    Err(failed(what())(io::ErrorKind::AddrInUse.into()))
+}
+
+/// The shim dies before its containerd does when memory runs out: one more than the parent's, as runc's shim has it.
+fn oom_score_of_parent() -> Option<i32> {
+    let parent = rustix::process::getppid()?;
+    let text = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", parent.as_raw_nonzero())).ok()?;
+    Some(text.trim().parse::<i32>().ok()?.saturating_add(1).min(1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Verb;
+
+    #[test]
+    fn sockets_have_short_names_of_their_own() {
+        let arguments = |namespace: &str, id: &str| Arguments {
+            verb: Verb::Start,
+            namespace: namespace.into(),
+            address: "/run/containerd/containerd.sock".into(),
+            id: id.into(),
+            bundle: String::new(),
+            debug: false,
+        };
+        let path = socket_path(&arguments("default", &"x".repeat(76)));
+        // sun_path, with its zero: 108.
+        assert!(path.as_os_str().len() <= 106);
+        assert_ne!(path, socket_path(&arguments("k8s.io", &"x".repeat(76))));
+        assert_ne!(socket_path(&arguments("a", "b")), socket_path(&arguments("a", "c")));
+    }
+}

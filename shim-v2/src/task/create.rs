@@ -1,0 +1,150 @@
+//! Create: from containerd's request to a container that waits for Start.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio as ProcessStdio};
+use std::sync::Arc;
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use husk_protocol::agent::CreateContainerRequest;
+use husk_protocol::control::Share;
+use husk_protocol::runtimeoptions;
+use log::{info, warn};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use protobuf::{Message, MessageField};
+use rustix::fs::{Mode, OFlags};
+
+use super::container::Container;
+use super::error::TaskError;
+use super::pod::{Pod, Sandbox};
+use super::stdio::{Names, Stdio};
+use crate::config::Config;
+use crate::host::installed;
+use crate::host::process::{Child, Inheritance};
+use crate::{VERSION, logger, rootfs};
+
+/// What CRI says of a container: `sandbox`, or `container` in one.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+
+/// Makes a container. What was made of it is gone when this fails, all but the machine, which is the pod's.
+pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Container, TaskError> {
+    let id = request.id();
+    let invalid = |what: String| TaskError::Invalid { id: id.to_owned(), what };
+    if !request.checkpoint().is_empty() {
+        return Err(invalid("husk cannot restore checkpoints".to_owned()));
+    }
+    if request.terminal() {
+        return Err(invalid("husk has no terminals yet: run it without one".to_owned()));
+    }
+    let config = configuration(pod, request)?;
+    logger::set_level(&config.log.level, pod.debug);
+    let bundle = PathBuf::from(request.bundle());
+    let spec_path = bundle.join("config.json");
+    let spec_error = |cause| TaskError::Spec { id: id.to_owned(), cause };
+    let document = std::fs::read(&spec_path).map_err(|cause| spec_error(cause.into()))?;
+    let spec: Spec = serde_json::from_slice(&document).map_err(|cause| spec_error(cause.into()))?;
+    if let Some(path) = network_namespace(&spec)
+        && !path.is_absolute()
+    {
+        return Err(invalid(format!("the network namespace {} is not an absolute path", path.display())));
+    }
+    let names = Names {
+        stdin: request.stdin().to_owned(),
+        stdout: request.stdout().to_owned(),
+        stderr: request.stderr().to_owned(),
+        terminal: request.terminal(),
+    };
+    // The guest boots while the host's side is made.
+    let host = async {
+        let root = rootfs::open(&request.rootfs, &spec, &bundle, pod.directory())?;
+        let stub = spawn_stub(&spec)?;
+        Ok::<_, TaskError>((root, stub))
+    };
+    let (sandbox, host) = tokio::join!(pod.sandbox_for(&spec, &config), host);
+    let (sandbox, (root, stub)) = (sandbox?, host?);
+    pod.adopt(&stub)?;
+    let lone = spec.annotations().as_ref().is_none_or(|annotations| !annotations.contains_key(CONTAINER_TYPE));
+    let share = Share { name: format!("root-{id}"), read_only: false, exclusive: true };
+    let share_name = share.name.clone();
+    sandbox.machine.add_share(share, &root).await?;
+    let made = in_guest(sandbox, id, document, &share_name, &names).await;
+    let stdio = match made {
+        Ok(stdio) => stdio,
+        Err(cause) => {
+            if let Err(cause) = sandbox.machine.remove_share(&share_name).await {
+                warn!(container = id, stage = "create"; "{cause}");
+            }
+            return Err(cause);
+        }
+    };
+    info!(container = id, stage = "create"; "the container is made");
+    Ok(Container::new(id.to_owned(), bundle, names, stdio, stub, share_name, lone))
+}
+
+/// The container inside the guest, with its streams.
+async fn in_guest(
+    sandbox: &Arc<Sandbox>,
+    id: &str,
+    document: Vec<u8>,
+    share: &str,
+    names: &Names,
+) -> Result<Stdio, TaskError> {
+    let (stdio, streams) = Stdio::open(names, sandbox.machine.streams())?;
+    let request = CreateContainerRequest {
+        id: id.to_owned(),
+        oci_spec: document,
+        root_share: share.to_owned(),
+        streams: MessageField::some(streams),
+        ..CreateContainerRequest::default()
+    };
+    sandbox.agent.create_container(request).await?;
+    Ok(stdio)
+}
+
+/// The configuration: containerd's options first (their text, then the file that they name), then ours.
+fn configuration(pod: &Pod, request: &CreateTaskRequest) -> Result<Config, TaskError> {
+    let options = match request.options.as_ref() {
+        Some(any) if any.type_url.trim_start_matches("type.googleapis.com/") == "runtimeoptions.v1.Options" => {
+            runtimeoptions::Options::parse_from_bytes(&any.value).map_err(|cause| TaskError::Invalid {
+                id: request.id().to_owned(),
+                what: format!("its runtime options cannot be read: {cause}"),
+            })?
+        }
+        Some(any) => {
+            warn!(stage = "create"; "runtime options of type {:?} mean nothing to husk", any.type_url);
+            runtimeoptions::Options::new()
+        }
+        None => runtimeoptions::Options::new(),
+    };
+    if pod.kata && (!options.config_path.is_empty() || !options.config_body.is_empty()) {
+        warn!(stage = "create"; "called as Kata's shim: the configuration {:?} is Kata's and is not read", options.config_path);
+        return Ok(Config::read_default()?);
+    }
+    if !options.config_body.is_empty() {
+        let text = String::from_utf8_lossy(&options.config_body);
+        return Ok(Config::parse(&text, "of containerd's options (config_body)")?);
+    }
+    if !options.config_path.is_empty() {
+        return Ok(Config::read(Path::new(&options.config_path))?);
+    }
+    Ok(Config::read_default()?)
+}
+
+/// Where the pod's network namespace is, if there is one that somebody has made.
+fn network_namespace(spec: &Spec) -> Option<&PathBuf> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?.path().as_ref()
+}
+
+/// The task's process on the host: in the pod's network namespace, where containerd and CNI look for it.
+fn spawn_stub(spec: &Spec) -> Result<Child, TaskError> {
+    let network = network_namespace(spec)
+        .map(|path| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
+        .transpose()
+        .map_err(|cause| TaskError::Host { what: "open the pod's network namespace", cause: cause.into() })?;
+    let mut command = Command::new(installed(VERSION, "husk-stub"));
+    command.env_clear().current_dir("/");
+    command.stdin(ProcessStdio::null()).stdout(ProcessStdio::null()).stderr(ProcessStdio::null());
+    let inheritance = Inheritance { descriptor: None, network: network.as_ref().map(OwnedFd::as_fd) };
+    Child::spawn(command, &inheritance).map_err(|cause| TaskError::Host { what: "start the task's husk-stub", cause })
+}

@@ -1,0 +1,358 @@
+//! The pod's containers from Create to Delete: what happens in which order, and who is told.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
+use husk_protocol::agent::event::Kind;
+use log::{error, info, warn};
+use protobuf::MessageField;
+use tokio::sync::Notify;
+
+use super::container::{Container, Exit, Phase};
+use super::create::create;
+use super::error::TaskError;
+use super::pod::{Pod, Sandbox};
+use crate::vm::AgentError;
+
+/// Time for output to reach containerd before the exit is told all the same: a client that does not read, a process
+/// that outlives its container's init cannot hold it up.
+const DRAIN_BEFORE_EXIT: Duration = Duration::from_secs(2);
+/// The same before Delete ends what is left (runc's shim has 10 s).
+const DRAIN_BEFORE_DELETE: Duration = Duration::from_secs(10);
+/// Time for containerd to take the last events before Shutdown is answered; it waits 3 s in all.
+const FLUSH: Duration = Duration::from_secs(2);
+/// Deleted containers that are remembered, for a Delete that comes again.
+const MOST_DELETED: usize = 256;
+/// What a container's status is when its machine is gone: 128 and SIGKILL.
+const KILLED: u32 = 137;
+/// The signal that cannot be ignored.
+const SIGKILL: u32 = 9;
+
+/// What a call answers.
+pub type Result<T> = std::result::Result<T, TaskError>;
+
+/// The containers of one pod.
+pub struct Life {
+    pod: Arc<Pod>,
+    tables: Mutex<Tables>,
+    shut_down: Notify,
+}
+
+#[derive(Default)]
+struct Tables {
+    /// None: being made.
+    containers: HashMap<String, Option<Arc<Container>>>,
+    /// Exits of containers that are still being made.
+    early: HashMap<String, Exit>,
+    /// What Delete has answered, the latest last.
+    deleted: VecDeque<(String, DeleteResponse)>,
+    /// Somebody listens to the machine.
+    watched: bool,
+}
+
+impl Life {
+    /// A pod without containers.
+    pub fn new(pod: Arc<Pod>) -> Arc<Self> {
+        Arc::new(Self { pod, tables: Mutex::new(Tables::default()), shut_down: Notify::new() })
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A container that was made.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        let tables = self.tables();
+        tables.containers.get(id).cloned().flatten().ok_or_else(|| TaskError::NotFound(id.to_owned()))
+    }
+
+    fn sandbox(&self, id: &str) -> Result<&Arc<Sandbox>> {
+        // A container has been made, so its machine has.
+        self.pod.sandbox().ok_or_else(|| TaskError::NotFound(id.to_owned()))
+    }
+
+    /// Create: returns the task's pid.
+    pub async fn create(self: &Arc<Self>, request: CreateTaskRequest) -> Result<u32> {
+        let id = request.id().to_owned();
+        {
+            let mut tables = self.tables();
+            if tables.containers.contains_key(&id) {
+                return Err(TaskError::Exists(id));
+            }
+            tables.containers.insert(id.clone(), None);
+        }
+        let made = create(&self.pod, &request).await;
+        let container = match made {
+            Ok(container) => Arc::new(container),
+            Err(cause) => {
+                error!(container = id.as_str(), stage = "create"; "{cause}");
+                let nothing_left = {
+                    let mut tables = self.tables();
+                    tables.containers.remove(&id);
+                    tables.early.remove(&id);
+                    tables.containers.is_empty()
+                };
+                if nothing_left {
+                    self.pod.end().await;
+                }
+                return Err(cause);
+            }
+        };
+        let pid = container.stub.pid();
+        let names = &container.names;
+        self.pod.publisher.publish(&TaskCreate {
+            container_id: id.clone(),
+            bundle: request.bundle,
+            rootfs: request.rootfs,
+            io: MessageField::some(TaskIO {
+                stdin: names.stdin.clone(),
+                stdout: names.stdout.clone(),
+                stderr: names.stderr.clone(),
+                terminal: names.terminal,
+                ..TaskIO::default()
+            }),
+            pid,
+            ..TaskCreate::default()
+        });
+        let (early, watched) = {
+            let mut tables = self.tables();
+            tables.containers.insert(id.clone(), Some(Arc::clone(&container)));
+            (tables.early.remove(&id), std::mem::replace(&mut tables.watched, true))
+        };
+        if let Some(exit) = early {
+            tokio::spawn(Arc::clone(self).exited(Arc::clone(&container), exit));
+        }
+        if !watched {
+            tokio::spawn(Arc::clone(self).watch_events());
+            tokio::spawn(Arc::clone(self).watch_machine());
+        }
+        tokio::spawn(Arc::clone(self).watch_stub(container));
+        Ok(pid)
+    }
+
+    /// Start: returns the task's pid.
+    pub async fn start(&self, id: &str) -> Result<u32> {
+        let container = self.container(id)?;
+        let _lifecycle = container.lifecycle.lock().await;
+        let phase = container.phase();
+        if phase != Phase::Created {
+            return Err(TaskError::State { id: id.to_owned(), what: "start it", state: phase.name() });
+        }
+        self.sandbox(id)?.agent.start_container(id).await.inspect_err(|cause| {
+            error!(container = id, stage = "start"; "{cause}");
+        })?;
+        container.started();
+        let pid = container.stub.pid();
+        self.pod.publisher.publish(&TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() });
+        Ok(pid)
+    }
+
+    /// Kill.
+    pub async fn kill(&self, id: &str, signal: u32, all: bool) -> Result<()> {
+        let container = self.container(id)?;
+        if let Phase::Stopped(_) = container.phase() {
+            return Err(TaskError::Finished(id.to_owned()));
+        }
+        self.signal(&container, signal, all).await
+    }
+
+    async fn signal(&self, container: &Container, signal: u32, all: bool) -> Result<()> {
+        let sandbox = self.sandbox(&container.id)?;
+        match sandbox.agent.signal(&container.id, signal, all).await {
+            // A guest that does not answer cannot keep its container alive.
+            Err(cause @ (AgentError::Timeout { .. } | AgentError::Lost { .. }))
+                if signal == SIGKILL && container.lone =>
+            {
+                warn!(container = container.id.as_str(), stage = "kill"; "the machine is stopped: {cause}");
+                sandbox.machine.stop().await;
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Delete; a second one gets the first one's answer.
+    pub async fn delete(&self, id: &str) -> Result<DeleteResponse> {
+        let container = match self.container(id) {
+            Ok(container) => container,
+            Err(cause) => return self.deleted(id).ok_or(cause),
+        };
+        if container.phase() == Phase::Created {
+            // It was never started: nobody else ends it.
+            self.signal(&container, SIGKILL, true).await?;
+            container.exit().await;
+        }
+        let _lifecycle = container.lifecycle.lock().await;
+        if let Some(answer) = self.deleted(id) {
+            return Ok(answer);
+        }
+        let Phase::Stopped(exit) = container.phase() else {
+            return Err(TaskError::State { id: id.to_owned(), what: "delete it", state: container.phase().name() });
+        };
+        container.drain(DRAIN_BEFORE_DELETE).await;
+        let last = self.tables().containers.len() == 1;
+        if last {
+            self.pod.end().await;
+        } else if let Some(sandbox) = self.pod.sandbox() {
+            if let Err(cause) = sandbox.agent.remove_container(id).await {
+                warn!(container = id, stage = "delete"; "{cause}");
+            }
+            if let Err(cause) = sandbox.machine.remove_share(&container.share).await {
+                warn!(container = id, stage = "delete"; "{cause}");
+            }
+        }
+        let pid = container.stub.pid();
+        let answer = DeleteResponse {
+            pid,
+            exit_status: exit.status,
+            exited_at: MessageField::some(exit.at.into()),
+            ..DeleteResponse::default()
+        };
+        {
+            let mut tables = self.tables();
+            tables.containers.remove(id);
+            tables.deleted.push_back((id.to_owned(), answer.clone()));
+            if tables.deleted.len() > MOST_DELETED {
+                tables.deleted.pop_front();
+            }
+        }
+        self.pod.publisher.publish(&TaskDelete {
+            container_id: id.to_owned(),
+            pid,
+            exit_status: exit.status,
+            exited_at: answer.exited_at.clone(),
+            ..TaskDelete::default()
+        });
+        info!(container = id, stage = "delete"; "the container is deleted");
+        Ok(answer)
+    }
+
+    fn deleted(&self, id: &str) -> Option<DeleteResponse> {
+        let tables = self.tables();
+        tables.deleted.iter().rev().find(|(deleted, _)| deleted == id).map(|(_, answer)| answer.clone())
+    }
+
+    /// Shutdown, which means nothing while there are containers.
+    pub async fn end_if_empty(&self) {
+        if !self.tables().containers.is_empty() {
+            return;
+        }
+        self.pod.end().await;
+        self.pod.publisher.flush(FLUSH).await;
+        self.shut_down.notify_one();
+    }
+
+    /// Waits for a Shutdown that counts.
+    pub async fn shut_down(&self) {
+        self.shut_down.notified().await;
+    }
+
+    /// Takes what the agent tells, until the machine's end.
+    async fn watch_events(self: Arc<Self>) {
+        let Some(sandbox) = self.pod.sandbox() else { return };
+        let mut after = 0;
+        loop {
+            let events = match sandbox.agent.next_events(after).await {
+                Ok(events) => events,
+                Err(cause) => {
+                    // The machine's end, which somebody else watches, or an agent that breaks its word.
+                    if sandbox.machine.has_ended().is_none() {
+                        warn!(stage = "events"; "{cause}");
+                    }
+                    return;
+                }
+            };
+            for event in events {
+                // An agent that tells old events again is not believed.
+                if event.seq <= after {
+                    continue;
+                }
+                after = event.seq;
+                match event.kind {
+                    Some(Kind::Exit(exit)) if exit.exec_id.is_empty() => {
+                        self.exit_told(&exit.container_id, Exit::now(exit.status));
+                    }
+                    _ => info!(stage = "events"; "an event of the agent's that means nothing yet: {event}"),
+                }
+            }
+        }
+    }
+
+    fn exit_told(self: &Arc<Self>, id: &str, exit: Exit) {
+        let container = {
+            let mut tables = self.tables();
+            match tables.containers.get(id).cloned() {
+                Some(Some(container)) => container,
+                // Its answer is still under way.
+                Some(None) => {
+                    tables.early.insert(id.to_owned(), exit);
+                    return;
+                }
+                None => return,
+            }
+        };
+        tokio::spawn(Arc::clone(self).exited(container, exit));
+    }
+
+    /// Reports an exit: after Start's answer, after the output, before anything is torn down.
+    async fn exited(self: Arc<Self>, container: Arc<Container>, exit: Exit) {
+        let drained = {
+            let _lifecycle = container.lifecycle.lock().await;
+            let drained = container.drain(DRAIN_BEFORE_EXIT).await;
+            if !container.stopped(exit) {
+                return;
+            }
+            container.end_stub().await;
+            self.pod.publisher.publish(&TaskExit {
+                container_id: container.id.clone(),
+                id: container.id.clone(),
+                pid: container.stub.pid(),
+                exit_status: exit.status,
+                exited_at: MessageField::some(exit.at.into()),
+                ..TaskExit::default()
+            });
+            info!(container = container.id.as_str(), stage = "exit", status = exit.status; "the container has ended");
+            drained
+        };
+        // Nobody has a use for the machine of a lone container any more, once its output is out.
+        if container.lone && drained {
+            self.pod.end().await;
+        }
+    }
+
+    /// Tells the end of all containers when their machine has ended.
+    async fn watch_machine(self: Arc<Self>) {
+        let Some(sandbox) = self.pod.sandbox() else { return };
+        let ended = sandbox.machine.ended().await;
+        if !ended.asked {
+            error!(stage = "machine"; "{ended}");
+        }
+        let containers: Vec<_> = self.tables().containers.values().flatten().cloned().collect();
+        for container in containers {
+            if !matches!(container.phase(), Phase::Stopped(_)) {
+                tokio::spawn(Arc::clone(&self).exited(container, Exit::now(KILLED)));
+            }
+        }
+    }
+
+    /// A stub that somebody kills means that its container is to be killed.
+    async fn watch_stub(self: Arc<Self>, container: Arc<Container>) {
+        let ended = container.stub.ended().await;
+        if matches!(container.phase(), Phase::Stopped(_)) {
+            return;
+        }
+        match ended {
+            Ok(how) => info!(container = container.id.as_str(), stage = "stub"; "the task's process was ended: {how}"),
+            Err(cause) => {
+                warn!(container = container.id.as_str(), stage = "stub"; "cannot watch the task's process: {cause}");
+                return;
+            }
+        }
+        if let Err(cause) = self.signal(&container, SIGKILL, true).await {
+            warn!(container = container.id.as_str(), stage = "stub"; "{cause}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The pod: one machine, and what it has on the host.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use husk_protocol::agent::CreateSandboxRequest;
+use log::{debug, info, warn};
+use oci_spec::runtime::Spec;
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+
+use super::error::TaskError;
+use crate::VERSION;
+use crate::config::Config;
+use crate::events::Publisher;
+use crate::host::cgroup::{self, Cgroup};
+use crate::host::process::{Child, Identity, started};
+use crate::host::state::{State, remove_directory};
+use crate::vm::{AgentClient, BootError, Machine, Parts, Size, relay};
+
+/// Random bytes for a new guest.
+const ENTROPY: usize = 64;
+
+/// Why there is no pod.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// Its directory or its state file.
+    #[error("cannot {what} {path}: {cause}")]
+    Directory {
+        /// What was tried.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// It has ended.
+    #[error("the pod has ended: make a new one")]
+    Ended,
+}
+
+/// A pod.
+pub struct Pod {
+    /// Its id: the sandbox's, or the lone container's.
+    pub id: String,
+    /// Called as Kata's shim: its configuration is not ours.
+    pub kata: bool,
+    /// containerd wants more in the log.
+    pub debug: bool,
+    /// containerd's events.
+    pub publisher: Publisher,
+    directory: PathBuf,
+    /// What the state file says.
+    state: Mutex<State>,
+    /// The VMM, started before anybody knows what machine it is to build.
+    machine: Mutex<Option<Result<Arc<Machine>, BootError>>>,
+    sandbox: OnceCell<Arc<Sandbox>>,
+    /// Whether the end has come.
+    ended: AsyncMutex<bool>,
+}
+
+/// A machine that is this pod's.
+pub struct Sandbox {
+    /// The machine.
+    pub machine: Arc<Machine>,
+    /// Its agent.
+    pub agent: AgentClient,
+    /// What holds for the pod.
+    pub config: Config,
+    cgroup: Cgroup,
+}
+
+impl Pod {
+    /// Makes the pod's directory and starts its VMM.
+    ///
+    /// # Errors
+    /// The directory cannot be made. A VMM that does not start is told when a container is made.
+    pub fn start(
+        id: &str,
+        directory: PathBuf,
+        socket: PathBuf,
+        kata: bool,
+        debug: bool,
+        publisher: Publisher,
+    ) -> Result<Arc<Self>, PodError> {
+        let failed = |what| {
+            let path = directory.clone();
+            move |cause| PodError::Directory { what, path, cause }
+        };
+        make_directory(&directory).map_err(failed("make"))?;
+        let machine = Machine::spawn(Parts::of_version(VERSION)).map(Arc::new);
+        let pid = std::process::id();
+        let shim = Identity { pid, started: started(pid).map_err(failed("describe"))? };
+        let vmm = machine.as_ref().ok().and_then(|machine| machine.process().identity().ok());
+        let state =
+            State { version: VERSION.to_owned(), shim, processes: vmm.into_iter().collect(), socket, cgroup: None };
+        state.write(&directory).map_err(failed("write the state file in"))?;
+        Ok(Arc::new(Self {
+            id: id.to_owned(),
+            kata,
+            debug,
+            publisher,
+            directory,
+            state: Mutex::new(state),
+            machine: Mutex::new(Some(machine)),
+            sandbox: OnceCell::new(),
+            ended: AsyncMutex::new(false),
+        }))
+    }
+
+    /// The pod's directory.
+    #[must_use]
+    pub fn directory(&self) -> &PathBuf {
+        &self.directory
+    }
+
+    /// The log of the guest's console.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.directory.join("console.log")
+    }
+
+    /// The machine, if it was built.
+    #[must_use]
+    pub fn sandbox(&self) -> Option<&Arc<Sandbox>> {
+        self.sandbox.get()
+    }
+
+    /// Changes what the state file says.
+    fn remember(&self, change: impl FnOnce(&mut State)) -> Result<(), PodError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        state.write(&self.directory).map_err(|cause| PodError::Directory {
+            what: "write the state file in",
+            path: self.directory.clone(),
+            cause,
+        })
+    }
+
+    /// Names a stub in the state file, and puts it into the pod's cgroup.
+    ///
+    /// # Errors
+    /// The file cannot be written, the cgroup refuses.
+    pub fn adopt(&self, stub: &Child) -> Result<(), TaskError> {
+        let identity = stub.identity().map_err(|cause| TaskError::Host { what: "describe the stub", cause })?;
+        if let Some(sandbox) = self.sandbox.get() {
+            sandbox.cgroup.add(stub.pid())?;
+        }
+        self.remember(|state| state.processes.push(identity))?;
+        Ok(())
+    }
+
+    /// The machine for a pod whose first container has this document; `meanwhile` runs while the guest boots. The
+    /// second caller, and all after it, get the machine that is there.
+    ///
+    /// # Errors
+    /// See [`TaskError`].
+    pub async fn sandbox_for(self: &Arc<Self>, spec: &Spec, config: &Config) -> Result<&Arc<Sandbox>, TaskError> {
+        self.sandbox.get_or_try_init(|| self.boot(spec, config)).await
+    }
+
+    /// Lets the machine run, before anybody waits for it.
+    async fn boot(self: &Arc<Self>, spec: &Spec, config: &Config) -> Result<Arc<Sandbox>, TaskError> {
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let machine = machine.ok_or(PodError::Ended)??;
+        // Put back at once: the end of the pod stops it, whatever happens here.
+        *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(Arc::clone(&machine)));
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let size = Size::of_container(spec, &config.vm, cpus);
+        machine.boot(size, config, &self.console()).await?;
+        // While the guest boots.
+        let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
+        let path = cgroup::path_for(&cgroups_path.display().to_string(), &self.id)?;
+        // Named before it is made: what is named and not there is no harm.
+        self.remember(|state| state.cgroup = Some(path.clone()))?;
+        let cgroup = Cgroup::create(path)?;
+        cgroup.add(machine.process().pid())?;
+        let log = machine.streams().announce().map_err(|cause| TaskError::Host { what: "announce the log", cause })?;
+        let request = CreateSandboxRequest {
+            sandbox_id: self.id.clone(),
+            entropy: entropy()?,
+            wall_clock_ns: wall_clock_ns(),
+            hostname: spec.hostname().clone().unwrap_or_default(),
+            log_nonce: log.nonce(),
+            online_cpus: size.vcpus.into(),
+            ..CreateSandboxRequest::default()
+        };
+        let (agent, health) = machine.agent(config, &self.console()).await?;
+        debug!(stage = "boot"; "the guest is ready: kernel {}, agent {}", health.kernel_release, health.agent_version);
+        tokio::spawn(async move {
+            if let Some(stream) = log.stream().await {
+                relay(stream, "guest").await;
+            }
+        });
+        agent.create_sandbox(request).await?;
+        info!(stage = "boot", memory_mib = size.memory_mib, vcpus = size.vcpus; "the machine is up");
+        Ok(Arc::new(Sandbox { machine, agent, config: config.clone(), cgroup }))
+    }
+
+    /// Ends the machine and removes what the pod has on the host. Whoever comes later waits until that is done.
+    pub async fn end(&self) {
+        let mut ended = self.ended.lock().await;
+        if *ended {
+            return;
+        }
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Ok(machine)) = machine {
+            machine.stop().await;
+        }
+        let cgroup = self.state.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone();
+        if let Some(path) = cgroup
+            && let Err(cause) = cgroup::remove(&path)
+        {
+            // `delete` tries again: the state file says it.
+            warn!(stage = "end"; "{cause}");
+            return;
+        }
+        if let Err(cause) = remove_directory(&self.directory) {
+            warn!(stage = "end"; "cannot remove {}: {cause}", self.directory.display());
+            return;
+        }
+        *ended = true;
+    }
+}
+
+/// Only root looks into it.
+fn make_directory(path: &PathBuf) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let make = || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    match make() {
+        // The end of another pod removed the namespace's directory meanwhile.
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => make(),
+        other => other,
+    }
+}
+
+fn entropy() -> Result<Vec<u8>, TaskError> {
+    let mut bytes = vec![0; ENTROPY];
+    // Up to 256 bytes come whole (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .map_err(|cause| TaskError::Host { what: "get random bytes", cause: cause.into() })?;
+    Ok(bytes)
+}
+
+fn wall_clock_ns() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,167 @@
+//! The agent's calls. The agent is the guest's: its answers are bounded in time and in size (ttrpc), and nothing that it
+//! says names anything of the host.
+
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
+
+use husk_protocol::agent as rpc;
+use husk_protocol::version;
+use tokio::net::UnixStream;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::asynchronous::Client;
+use ttrpc::context::{self, Context};
+
+/// Events in one answer.
+const EVENTS: u32 = 64;
+
+/// Why a call fails.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent said no.
+    #[error("{message}")]
+    Refused {
+        /// ttrpc's code.
+        code: ttrpc::Code,
+        /// The agent's words.
+        message: String,
+    },
+    /// The connection is gone.
+    #[error("the guest's agent cannot be asked to {call}: {cause}")]
+    Lost {
+        /// What was asked.
+        call: &'static str,
+        /// Why.
+        cause: String,
+    },
+    /// No answer in time.
+    #[error("the guest's agent did not {call} in {} s", .limit.as_secs())]
+    Timeout {
+        /// What was asked.
+        call: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// Another protocol.
+    #[error("the guest's agent {agent} speaks protocol {theirs}.x and this shim {}.x: use a guest of the shim's version", version::MAJOR)]
+    Protocol {
+        /// The agent's version.
+        agent: String,
+        /// Its protocol.
+        theirs: u32,
+    },
+}
+
+/// The shim's end of the agent's connection. Clones share it.
+#[derive(Clone)]
+pub struct AgentClient {
+    client: rpc::AgentClient,
+    limit: Duration,
+}
+
+impl AgentClient {
+    /// Talks to the agent on a connection that it has dialled; every call may take `limit`.
+    ///
+    /// # Errors
+    /// The event loop takes no more descriptors.
+    pub fn new(connection: OwnedFd, limit: Duration) -> std::io::Result<Self> {
+        let stream = UnixStream::from_std(StdStream::from(connection))?;
+        Ok(Self { client: rpc::AgentClient::new(Client::new(Socket::new(stream))), limit })
+    }
+
+    /// A call's own limit, which the agent learns.
+    fn context(&self) -> Context {
+        context::with_duration(self.limit)
+    }
+
+    /// Waits for an answer; `name` says what was asked, in messages.
+    async fn answer<T>(
+        &self,
+        name: &'static str,
+        answer: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        let late = || AgentError::Timeout { call: name, limit: self.limit };
+        // ttrpc's own limit does not cover the write; ours is there for both, and a little later.
+        match tokio::time::timeout(self.limit + Duration::from_secs(1), answer).await {
+            Err(_) => Err(late()),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => Err(late()),
+            Ok(Err(ttrpc::Error::RpcStatus(status))) => {
+                Err(AgentError::Refused { code: status.code(), message: status.message().to_owned() })
+            }
+            Ok(Err(cause)) => Err(AgentError::Lost { call: name, cause: cause.to_string() }),
+        }
+    }
+
+    /// Whether the agent is ready; another protocol than ours is an error.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn health(&self) -> Result<rpc::HealthResponse, AgentError> {
+        let request = rpc::HealthRequest::new();
+        let health = self.answer("be ready", self.client.health(self.context(), &request)).await?;
+        if health.protocol_major != version::MAJOR {
+            return Err(AgentError::Protocol { agent: health.agent_version, theirs: health.protocol_major });
+        }
+        Ok(health)
+    }
+
+    /// Makes the guest this pod's.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn create_sandbox(&self, mut request: rpc::CreateSandboxRequest) -> Result<(), AgentError> {
+        request.protocol_major = version::MAJOR;
+        request.protocol_minor = version::MINOR;
+        self.answer("make the sandbox", self.client.create_sandbox(self.context(), &request)).await.map(drop)
+    }
+
+    /// Makes a container; returns its init's pid in the guest.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn create_container(&self, request: rpc::CreateContainerRequest) -> Result<u32, AgentError> {
+        let created = self.client.create_container(self.context(), &request);
+        Ok(self.answer("make the container", created).await?.pid)
+    }
+
+    /// Lets a container's program run.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn start_container(&self, id: &str) -> Result<(), AgentError> {
+        let request = rpc::StartContainerRequest { id: id.to_owned(), ..Default::default() };
+        self.answer("start the container", self.client.start_container(self.context(), &request)).await.map(drop)
+    }
+
+    /// Sends a signal to a container's init, or to all of its processes.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        let request = rpc::SignalRequest { id: id.to_owned(), signal, all, ..Default::default() };
+        self.answer("send a signal", self.client.signal(self.context(), &request)).await.map(drop)
+    }
+
+    /// Waits for events after `after`, which are acknowledged by it. Returns when there are some.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn next_events(&self, after: u64) -> Result<Vec<rpc::Event>, AgentError> {
+        let request = rpc::NextEventsRequest { after_seq: after, max: EVENTS, wait_ms: 0, ..Default::default() };
+        // No limit: the machine's end ends the connection, and that the call.
+        let answer = self.client.next_events(Context::default(), &request).await;
+        let answer = answer.map_err(|cause| AgentError::Lost { call: "tell its events", cause: cause.to_string() })?;
+        Ok(answer.events)
+    }
+
+    /// Removes what is left of a container in the guest.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn remove_container(&self, id: &str) -> Result<(), AgentError> {
+        let request = rpc::RemoveContainerRequest { id: id.to_owned(), ..Default::default() };
+        self.answer("remove the container", self.client.remove_container(self.context(), &request)).await.map(drop)
+    }
+}

@@ -1,0 +1,284 @@
+//! One virtual machine, from the VMM's process to the agent's first answer.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use husk_protocol::agent::HealthResponse;
+use husk_protocol::control::{MachineConfig, MachineState, Metrics, Reply, Request, Share, Socket, SocketError};
+use husk_protocol::streams::{RPC_PORT, STREAM_PORT};
+use log::{info, warn};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::net::unix::pipe;
+
+use super::agent::{AgentClient, AgentError};
+use super::control::{Control, ControlError, Ended, RpcConnection};
+use super::sizing::Size;
+use super::streams::Streams;
+use crate::config::Config;
+use crate::host::installed;
+use crate::host::process::{Child, Inheritance};
+
+/// A line of the VMM's or the guest's log is cut here.
+const LONGEST_LINE: usize = 4096;
+/// Time for the VMM's process to end after it was asked to.
+const STOP: Duration = Duration::from_secs(2);
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file that is needed.
+    #[error("cannot open {path}: {cause}{}", hint(.path, .cause))]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// No process.
+    #[error("cannot start {path}: {cause}")]
+    Spawn {
+        /// Which program.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The VMM.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The guest ended instead.
+    #[error("the guest did not become ready: {0}")]
+    Ended(Ended),
+    /// The guest did not answer in time.
+    #[error("the guest did not become ready in {limit_s} s: its machine is {state}; see {console} and limits.ready_s")]
+    Late {
+        /// The limit.
+        limit_s: u64,
+        /// What the VMM says.
+        state: String,
+        /// The console's log.
+        console: String,
+    },
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The event loop.
+    #[error("cannot watch the VMM: {0}")]
+    Watch(io::Error),
+}
+
+fn hint(path: &Path, cause: &io::Error) -> &'static str {
+    match (path.to_str(), cause.kind()) {
+        (Some("/dev/kvm"), io::ErrorKind::NotFound) => {
+            "; this host has no KVM: load kvm_intel or kvm_amd, or allow nested virtualisation"
+        }
+        (Some("/dev/kvm"), io::ErrorKind::PermissionDenied) => "; run containerd as root, or add it to the group kvm",
+        (_, io::ErrorKind::NotFound) => "; is this version of husk still installed?",
+        _ => "",
+    }
+}
+
+/// The files that a machine is made of.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// `husk-vmm`.
+    pub vmm: PathBuf,
+    /// ELF vmlinux.
+    pub kernel: PathBuf,
+    /// The first root.
+    pub initrd: PathBuf,
+}
+
+impl Parts {
+    /// What is installed of `version`.
+    #[must_use]
+    pub fn of_version(version: &str) -> Self {
+        Self {
+            vmm: installed(version, "husk-vmm"),
+            kernel: installed(version, "vmlinux"),
+            initrd: installed(version, "initrd"),
+        }
+    }
+}
+
+/// The VMM's process, and the machine in it.
+pub struct Machine {
+    parts: Parts,
+    process: Child,
+    control: Arc<Control>,
+    streams: Arc<Streams>,
+    rpc: tokio::sync::Mutex<Option<RpcConnection>>,
+}
+
+impl Machine {
+    /// Starts the VMM, without a machine: it loads while the shim learns what is wanted.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub fn spawn(parts: Parts) -> Result<Self, BootError> {
+        let (ours, theirs) = Socket::pair()?;
+        let (sender, log) = pipe::pipe().map_err(BootError::Watch)?;
+        let sender = sender.into_blocking_fd().map_err(BootError::Watch)?;
+        let mut command = Command::new(&parts.vmm);
+        command.args(["--control-fd", "3"]).env_clear().current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(sender);
+        let inheritance = Inheritance { descriptor: Some(theirs.as_fd()), network: None };
+        let process = Child::spawn(command, &inheritance)
+            .map_err(|cause| BootError::Spawn { path: parts.vmm.clone(), cause })?;
+        drop(theirs);
+        tokio::spawn(relay(log, "vmm"));
+        let streams = Arc::new(Streams::default());
+        let (control, rpc) = Control::start(ours, Arc::clone(&streams)).map_err(BootError::Watch)?;
+        Ok(Self { parts, process, control, streams, rpc: tokio::sync::Mutex::new(Some(rpc)) })
+    }
+
+    /// Builds the machine and lets it run. Its console goes to `console`.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub async fn boot(&self, size: Size, config: &Config, console: &Path) -> Result<(), BootError> {
+        let kvm = open(Path::new("/dev/kvm"), OpenOptions::new().read(true).write(true))?;
+        let kernel = open(&self.parts.kernel, OpenOptions::new().read(true))?;
+        let initrd = open(&self.parts.initrd, OpenOptions::new().read(true))?;
+        let console = open(console, OpenOptions::new().append(true).create(true).mode(0o600))?;
+        let machine = MachineConfig {
+            memory_mib: size.memory_mib,
+            vcpus: size.vcpus,
+            extra_cmdline: config.vm.kernel_cmdline.clone(),
+            guest_dials: vec![RPC_PORT, STREAM_PORT],
+            console_limit: u64::from(config.vm.console_kib) * 1024,
+        };
+        let descriptors = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
+        self.control.ask("build the machine", Request::Create(machine), &descriptors).await?;
+        self.control.ask("start the machine", Request::Start, &[]).await?;
+        Ok(())
+    }
+
+    /// Waits for the agent to dial and to be ready. Once.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub async fn agent(&self, config: &Config, console: &Path) -> Result<(AgentClient, HealthResponse), BootError> {
+        let ready = async {
+            let rpc = self.rpc.lock().await.take();
+            let connection = match rpc {
+                Some(rpc) => rpc.await.ok(),
+                None => None,
+            };
+            let Some(connection) = connection else { return Err(BootError::Ended(self.control.ended().await)) };
+            let agent = AgentClient::new(connection, config.limits.call()).map_err(BootError::Watch)?;
+            let health = agent.health().await?;
+            Ok((agent, health))
+        };
+        match tokio::time::timeout(config.limits.ready(), ready).await {
+            Ok(Err(BootError::Agent(AgentError::Lost { .. }))) => Err(BootError::Ended(self.control.ended().await)),
+            Ok(result) => result,
+            Err(_) => {
+                let state = match self.control.ask("tell its state", Request::State, &[]).await {
+                    Ok(Reply::State(MachineState::Halted)) => "halted for good".to_owned(),
+                    Ok(Reply::State(state)) => format!("{state:?}").to_lowercase(),
+                    Ok(_) => "unknown".to_owned(),
+                    Err(cause) => cause.to_string(),
+                };
+                let limit_s = config.limits.ready_s.into();
+                Err(BootError::Late { limit_s, state, console: console.display().to_string() })
+            }
+        }
+    }
+
+    /// Lets the guest see a directory.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn add_share(&self, share: Share, directory: &OwnedFd) -> Result<(), ControlError> {
+        self.control.ask("share a directory", Request::AddShare(share), &[directory.as_fd()]).await.map(drop)
+    }
+
+    /// Takes a directory away from the guest.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn remove_share(&self, name: &str) -> Result<(), ControlError> {
+        let request = Request::RemoveShare { name: name.to_owned() };
+        self.control.ask("take a directory back", request, &[]).await.map(drop)
+    }
+
+    /// The VMM's counters.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn metrics(&self) -> Result<Metrics, ControlError> {
+        match self.control.ask("tell its counters", Request::Metrics, &[]).await? {
+            Reply::Metrics(metrics) => Ok(metrics),
+            _ => Ok(Metrics::default()),
+        }
+    }
+
+    /// The streams that the agent dials.
+    #[must_use]
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.streams
+    }
+
+    /// The VMM's process.
+    #[must_use]
+    pub fn process(&self) -> &Child {
+        &self.process
+    }
+
+    /// How the machine ended, if it has.
+    #[must_use]
+    pub fn has_ended(&self) -> Option<Ended> {
+        self.control.has_ended()
+    }
+
+    /// Waits for the machine's end.
+    pub async fn ended(&self) -> Ended {
+        self.control.ended().await
+    }
+
+    /// Ends the machine and waits until its process is gone. Nothing in the guest is asked.
+    pub async fn stop(&self) {
+        if self.has_ended().is_none()
+            && let Err(cause) = self.control.ask("stop", Request::Stop, &[]).await
+            && self.has_ended().is_none()
+        {
+            warn!(stage = "stop"; "the VMM is killed: {cause}");
+            self.process.kill();
+        }
+        if tokio::time::timeout(STOP, self.process.ended()).await.is_err() {
+            warn!(stage = "stop"; "the VMM did not end in {} s and is killed", STOP.as_secs());
+            self.process.kill();
+        }
+        match self.process.ended().await {
+            Ok(how) => info!(stage = "stop"; "the VMM has ended: {how}"),
+            Err(cause) => warn!(stage = "stop"; "cannot wait for the VMM's end: {cause}"),
+        }
+    }
+}
+
+fn open(path: &Path, options: &OpenOptions) -> Result<File, BootError> {
+    options.open(path).map_err(|cause| BootError::Open { path: path.to_owned(), cause })
+}
+
+/// Brings lines of the VMM or the guest into our log, as text: what is in them is not believed.
+pub async fn relay(from: impl AsyncRead + Unpin, stage: &'static str) {
+    let mut lines = BufReader::new(from);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut limited = tokio::io::AsyncReadExt::take(&mut lines, LONGEST_LINE as u64);
+        match limited.read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => info!(stage = stage; "{}", String::from_utf8_lossy(line.trim_ascii_end())),
+        }
+    }
+}
