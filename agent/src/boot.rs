@@ -55,8 +55,8 @@ pub fn prepare() -> Result<(), BootError> {
 /// `pivot_root` is refused on the initramfs (pivot_root(2), NOTES): `/` is bound onto a directory, that is moved over
 /// `/`, and from then on every container can pivot.
 fn make_root_pivotable() -> io::Result<()> {
-    const OVER: &str = "/root";
-    fs::create_dir(OVER)?;
+    // Any directory; this one is in the initramfs for nothing else.
+    const OVER: &str = "/tmp";
     mount_bind("/", OVER)?;
     rustix::process::chdir(OVER)?;
     mount_move(".", "/")?;

@@ -72,7 +72,8 @@ impl AgentClient {
 
     /// A call's own limit, which the agent learns.
     fn context(&self) -> Context {
-        context::with_duration(self.limit)
+        // A little more than ours, which comes first and has better words.
+        context::with_duration(self.limit + Duration::from_secs(1))
     }
 
     /// Waits for an answer; `name` says what was asked, in messages.
@@ -81,12 +82,10 @@ impl AgentClient {
         name: &'static str,
         answer: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, AgentError> {
-        let late = || AgentError::Timeout { call: name, limit: self.limit };
-        // ttrpc's own limit does not cover the write; ours is there for both, and a little later.
-        match tokio::time::timeout(self.limit + Duration::from_secs(1), answer).await {
-            Err(_) => Err(late()),
+        // ttrpc's own limit does not cover the write; ours is for both.
+        match tokio::time::timeout(self.limit, answer).await {
+            Err(_) => Err(AgentError::Timeout { call: name, limit: self.limit }),
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => Err(late()),
             Ok(Err(ttrpc::Error::RpcStatus(status))) => {
                 Err(AgentError::Refused { code: status.code(), message: status.message().to_owned() })
             }
