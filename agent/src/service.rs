@@ -115,6 +115,8 @@ impl From<ServiceError> for ttrpc::Error {
 #[derive(Debug, Clone)]
 enum Slot {
     Making,
+    /// Being made, and to be removed as soon as it is.
+    Doomed,
     Made(Arc<Container>),
 }
 
@@ -141,7 +143,8 @@ where
 {
     // The one connection, and then none for ever: the end of the listener would end the server.
     let connections = futures_util::stream::iter([Ok(connection)]).chain(futures_util::stream::pending());
-    let mut server = Server::new().add_listener(Listener::new(connections)).register_service(create_agent(service));
+    let mut server =
+        Server::new().add_listener(Listener::new(connections)).register_service(create_agent(Arc::new(Calls(service))));
     server.start().await?;
     std::future::pending().await
 }
@@ -193,7 +196,7 @@ impl<D: Dial> Service<D> {
             tokio::spawn(logger::send_to(stream));
         }
         if request.online_cpus > 1 {
-            tokio::spawn(bring_cpus_up(request.online_cpus));
+            tokio::spawn(bring_cpus_up(request.online_cpus, self.reaper.clone()));
         }
         info!("sandbox {} is ready", request.sandbox_id);
         Ok(())
@@ -210,10 +213,19 @@ impl<D: Dial> Service<D> {
             Entry::Vacant(vacant) => vacant.insert(Slot::Making),
         };
         let made = self.make(request).await;
-        match &made {
-            Ok(container) => self.table().insert(id, Slot::Made(Arc::clone(container))),
-            Err(_) => self.table().remove(&id),
+        let doomed = {
+            let mut table = self.table();
+            let doomed = matches!(table.get(&id), Some(Slot::Doomed));
+            match &made {
+                Ok(container) => table.insert(id.clone(), Slot::Made(Arc::clone(container))),
+                Err(_) => table.remove(&id),
+            };
+            doomed
         };
+        if doomed && made.is_ok() {
+            self.remove(&id).await?;
+            return Err(ServiceError::NotFound(id));
+        }
         made.map(|container| container.pid())
     }
 
@@ -260,7 +272,14 @@ impl<D: Dial> Service<D> {
 
     async fn remove(&self, id: &str) -> Result<(), ServiceError> {
         // One that is not there has been removed: retried calls succeed.
-        let Ok(container) = self.container(id) else { return Ok(()) };
+        let container = match self.table().get_mut(id) {
+            None => return Ok(()),
+            Some(Slot::Made(container)) => Arc::clone(container),
+            Some(making) => {
+                *making = Slot::Doomed;
+                return Ok(());
+            }
+        };
         let removed = container.cgroup().remove().await;
         removed.map_err(|cause| ServiceError::Cgroup { id: id.to_owned(), cause })?;
         self.table().remove(id);
@@ -320,20 +339,40 @@ fn set_wall_clock(nanoseconds: u64) -> io::Result<()> {
     Ok(rustix::time::clock_settime(rustix::time::ClockId::Realtime, time)?)
 }
 
-/// Brings CPUs up to `count` in all; each takes a while, and the loop goes on in between.
-async fn bring_cpus_up(count: u32) {
-    for cpu in 1..count {
-        let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
-        if let Err(cause) = std::fs::write(&path, "1") {
-            warn!("cannot bring CPU {cpu} up: {path}: {cause}");
-            return;
+/// Brings CPUs up to `count` in all, in a process of its own: each write waits for its CPU, and nobody waits for them.
+async fn bring_cpus_up(count: u32, reaper: Reaper) {
+    // SAFETY: this process has one thread, so the child's copy of it is complete.
+    let pid = match unsafe { libc::fork() } {
+        0 => {
+            let up =
+                (1..count).all(|cpu| std::fs::write(format!("/sys/devices/system/cpu/cpu{cpu}/online"), "1").is_ok());
+            // SAFETY: ends the copy at once, without the agent's exit handlers.
+            unsafe { libc::_exit(i32::from(!up)) }
         }
-        tokio::task::yield_now().await;
+        pid => pid,
+    };
+    let Ok(pid) = u32::try_from(pid) else {
+        warn!("cannot bring CPUs up: fork: {}", io::Error::last_os_error());
+        return;
+    };
+    if reaper.watch(pid).await != Ok(0) {
+        warn!("not all of {count} CPUs came up: see the guest's console");
+    }
+}
+
+/// The calls of the protocol, for [`Service`].
+struct Calls<D>(Arc<Service<D>>);
+
+impl<D> std::ops::Deref for Calls<D> {
+    type Target = Service<D>;
+
+    fn deref(&self) -> &Service<D> {
+        &self.0
     }
 }
 
 #[async_trait]
-impl<D: Dial> Agent for Service<D> {
+impl<D: Dial> Agent for Calls<D> {
     async fn health(&self, _: &TtrpcContext, _: HealthRequest) -> ttrpc::Result<HealthResponse> {
         Ok(HealthResponse {
             protocol_major: version::MAJOR,
@@ -359,7 +398,11 @@ impl<D: Dial> Agent for Service<D> {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let pid = self.create(request).await?;
+        // In a task of its own: ttrpc drops a handler when its caller's time is over, at whatever it waits for.
+        let service = Arc::clone(&self.0);
+        let created = tokio::spawn(async move { service.create(request).await }).await;
+        let pid =
+            created.map_err(|cause| ServiceError::Guest { what: "make the container", cause: cause.into() })??;
         Ok(CreateContainerResponse { pid, ..Default::default() })
     }
 

@@ -8,18 +8,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use husk_protocol::control::Share;
-use husk_protocol::files::{
-    Attributes, Caller, Change, DirectoryEntry, FileAccess, Found, New, ROOT, Statistics,
-};
+use husk_protocol::files::{Attributes, Caller, Change, DirectoryEntry, FileAccess, Found, New, ROOT, Statistics};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags, fstat, linkat, mkdirat, mknodat, openat, renameat_with,
     symlinkat, unlinkat,
 };
 
+use crate::names;
 use crate::nodes::{Node, Nodes};
 use crate::operations::{self as op, Descriptors};
 use crate::shares::{ShareError, Terms};
-use crate::names;
 
 /// Descriptors that are left to the rest of the process.
 const RESERVED: u64 = 1024;
@@ -200,6 +198,12 @@ fn root_attributes() -> Attributes {
     Attributes { ino: ROOT, mode: libc::S_IFDIR | 0o755, nlink: 2, blksize: 4096, ..Attributes::default() }
 }
 
+/// Takes back a name that was made and cannot be used: else the guest denies what the host has.
+fn undo(parent: &OwnedFd, name: &CStr, directory: bool) {
+    let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+    let _ = unlinkat(parent, name, flags);
+}
+
 impl FileAccess for Broker {
     fn lookup(&self, parent: u64, name: &CStr) -> io::Result<Found> {
         let name = names::check(name)?;
@@ -259,12 +263,17 @@ impl FileAccess for Broker {
             }
             New::Node(mode, device) => {
                 let kind = FileType::from_raw_mode(mode);
+                // Useless in the guest, whose shares are mounted nodev, and a way to the disks for whoever else sees a
+                // shared directory. 0:0 is an overlay's whiteout.
+                if !parent.terms.exclusive && (kind.is_char_device() || kind.is_block_device()) && device != 0 {
+                    return Err(errno(libc::EPERM));
+                }
                 mknodat(&parent.fd, name, kind, Mode::from_raw_mode(mode & 0o7777), device)?;
                 (mode, false)
             }
         };
         let made = self.adopt_or_undo(&parent, name, caller, mode, dir)?;
-        self.found(made, parent.terms)
+        self.found(made, parent.terms).inspect_err(|_| undo(&parent.fd, name, dir))
     }
 
     fn create(&self, parent: u64, name: &CStr, mode: u32, flags: i32, caller: Caller) -> io::Result<(Found, OwnedFd)> {
@@ -273,7 +282,8 @@ impl FileAccess for Broker {
         match openat(&parent.fd, name, op::open_flags(flags) | ours, Mode::from_raw_mode(mode & 0o7777)) {
             Ok(file) => {
                 let made = self.adopt_or_undo(&parent, name, caller, mode, false)?;
-                Ok((self.found(made, parent.terms)?, file))
+                let found = self.found(made, parent.terms).inspect_err(|_| undo(&parent.fd, name, false))?;
+                Ok((found, file))
             }
             // Somebody else made it meanwhile.
             Err(rustix::io::Errno::EXIST) if flags & libc::O_EXCL == 0 => {
@@ -303,7 +313,8 @@ impl FileAccess for Broker {
             return Err(errno(libc::EXDEV));
         }
         linkat(&node.fd, c"", &parent.fd, name, AtFlags::EMPTY_PATH)?;
-        self.found(op::find(&parent.fd, name)?, parent.terms)
+        let linked = op::find(&parent.fd, name).and_then(|linked| self.found(linked, parent.terms));
+        linked.inspect_err(|_| undo(&parent.fd, name, false))
     }
 
     fn unlink(&self, parent: u64, name: &CStr, directory: bool) -> io::Result<()> {
@@ -379,9 +390,9 @@ impl FileAccess for Broker {
         let node = self.node(node)?;
         let mut list = Vec::with_capacity(LARGEST_XATTR);
         rustix::fs::listxattr(Descriptors::path(&node.fd), rustix::buffer::spare_capacity(&mut list))?;
-        let names = list.split_inclusive(|byte| *byte == 0).filter(|name| {
-            CStr::from_bytes_with_nul(name).is_ok_and(|name| names::check_xattr(name).is_ok())
-        });
+        let names = list
+            .split_inclusive(|byte| *byte == 0)
+            .filter(|name| CStr::from_bytes_with_nul(name).is_ok_and(|name| names::check_xattr(name).is_ok()));
         Ok(names.flatten().copied().collect())
     }
 

@@ -111,7 +111,9 @@ fn what_is_made_belongs_to_the_caller() {
     rustix::io::write(&file, b"text").unwrap();
     let dir_node = broker.make(node, c"d", New::Directory(0o1777), CALLER).unwrap();
     let link = broker.make(node, c"l", New::Link(c"f"), CALLER).unwrap();
-    for (node, name, mode) in [(found.node, "f", 0o104_755), (dir_node.node, "d", 0o041_777), (link.node, "l", 0o120_777)] {
+    for (node, name, mode) in
+        [(found.node, "f", 0o104_755), (dir_node.node, "d", 0o041_777), (link.node, "l", 0o120_777)]
+    {
         let meta = fs::symlink_metadata(dir.path().join(name)).unwrap();
         assert_eq!((meta.uid(), meta.gid(), meta.mode()), (1234, 567, mode), "{name}");
         let seen = broker.attributes(node).unwrap();

@@ -88,10 +88,4 @@ impl Nodes {
         self.known.retain(|_, known| known.node.terms.number != share);
         self.by_identity.retain(|identity, _| identity.0 != share);
     }
-
-    /// How many there are.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.known.len()
-    }
 }

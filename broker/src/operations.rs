@@ -88,6 +88,9 @@ pub(crate) fn give_to(
     caller: Caller,
     mode: u32,
 ) -> io::Result<()> {
+    if caller.uid == u32::MAX || caller.gid == u32::MAX {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
     let inherits_group = fstat(parent)?.st_mode & libc::S_ISGID != 0;
     let gid = if inherits_group { None } else { Some(caller.gid).filter(|gid| *gid != 0) };
     let uid = Some(caller.uid).filter(|uid| *uid != 0);
@@ -105,6 +108,10 @@ pub(crate) fn give_to(
 
 /// Everything of a change but the size.
 pub(crate) fn change(descriptors: &Descriptors, fd: &OwnedFd, change: &Change) -> io::Result<()> {
+    // -1 is no owner: chown(2) takes it as "keep".
+    if change.uid == Some(u32::MAX) || change.gid == Some(u32::MAX) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
     if change.uid.is_some() || change.gid.is_some() {
         let (uid, gid) = (change.uid.map(Uid::from_raw), change.gid.map(Gid::from_raw));
         chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
@@ -129,10 +136,12 @@ pub(crate) fn change(descriptors: &Descriptors, fd: &OwnedFd, change: &Change) -
 pub(crate) fn read_directory(fd: &OwnedFd, offset: u64, bytes: usize) -> io::Result<Vec<DirectoryEntry>> {
     /// What FUSE adds to a name (struct fuse_dirent).
     const HEADER: usize = 24;
+    /// A guest that asks for more gets the rest with its next question: what it asks for is not what we allocate.
+    const LARGEST_ANSWER: usize = 64 * 1024;
     rustix::fs::seek(fd, SeekFrom::Start(offset))?;
     let mut buffer = Vec::with_capacity(DIRECTORY_CHUNK.min(bytes.max(1024)));
     let mut entries = Vec::new();
-    let mut room = bytes;
+    let mut room = bytes.min(LARGEST_ANSWER);
     let mut directory = RawDir::new(fd, buffer.spare_capacity_mut());
     while let Some(entry) = directory.next() {
         let entry = entry?;

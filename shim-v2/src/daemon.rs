@@ -12,6 +12,7 @@ use futures_util::stream::poll_fn;
 use log::{error, info, warn};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, Service as RpcService};
 
@@ -67,8 +68,8 @@ pub fn run(arguments: &Arguments, inherited: Inherited) {
     let socket = inherited.socket.clone();
     if let Err(cause) = detach(&inherited).and_then(|()| serve(arguments, inherited)) {
         error!("the shim ends: {cause}");
+        let _ = std::fs::remove_file(socket);
     }
-    let _ = std::fs::remove_file(socket);
 }
 
 /// Leaves the session, the outputs and the mount namespace of containerd.
@@ -89,8 +90,7 @@ fn detach(inherited: &Inherited) -> Result<(), DaemonError> {
     }
     // Mounts of ours are not the host's; those of the host still come, and above all go.
     // SAFETY: one thread, and no descriptor table is unshared.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
-        .map_err(|cause| failed("make a mount namespace")(cause.into()))?;
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|cause| failed("make a mount namespace")(cause.into()))?;
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
         .map_err(|cause| failed("make the mounts private")(cause.into()))?;
     Ok(())
@@ -104,6 +104,8 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
             // Without it there are no events, which containerd 1.6 and later always take.
             std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
         );
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed("handle SIGTERM"))?;
+        let socket = inherited.socket.clone();
         let directory = pod_directory(&arguments.namespace, &arguments.id);
         let kata = inherited.name.ends_with("containerd-shim-kata-v2");
         let pod = Pod::start(&arguments.id, directory, inherited.socket, kata, arguments.debug, publisher.clone())?;
@@ -115,13 +117,29 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
         let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
         server.start().await?;
         info!(version = crate::VERSION; "the shim serves");
-        service.shut_down().await;
+        tokio::select! {
+            () = service.shut_down() => {}
+            () = terminated(&mut terminate) => {
+                warn!("the shim was told to end: its containers end with it");
+                service.end().await;
+            }
+        }
+        // First of all, while it is certainly ours: another `start` of this id makes a new one from here on.
+        let _ = std::fs::remove_file(socket);
         publisher.flush(FLUSH).await;
         pod.end().await;
         // Waits for the answer to Shutdown, which is under way.
         server.shutdown().await?;
         Ok(())
     })
+}
+
+/// Waits for SIGTERM: an administrator's, or the host's shutdown.
+async fn terminated(signal: &mut Signal) {
+    // None: the runtime ends, and all of this with it.
+    if signal.recv().await.is_none() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// One implementation under both names of the interface.

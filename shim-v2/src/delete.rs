@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
-use log::warn;
 use protobuf::{Message, MessageField};
 
 use crate::args::Arguments;
@@ -42,22 +41,18 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
     let id = &arguments.id;
     let directory = pod_directory(&arguments.namespace, id);
     let state = match State::read(&directory) {
-        // Cut off by a full disk or a crash: what it named hangs on the shim's death, all but the directory.
-        Err(cause) if cause.kind() != io::ErrorKind::InvalidData && cause.kind() != io::ErrorKind::UnexpectedEof => {
-            return Err(DeleteError::State(id.clone(), cause));
-        }
-        other => other.unwrap_or_else(|cause| {
-            warn!("the state file of pod {id} is not understood: {cause}");
-            None
-        }),
+        // Not understood: it stays, because nothing else says what is to be ended. It is written whole or not at all.
+        Err(cause) => return Err(DeleteError::State(id.clone(), cause)),
+        Ok(state) => state,
     };
     if let Some(state) = state {
-        // The shim first: nobody else starts something then.
-        for process in std::iter::once(&state.shim).chain(&state.processes) {
-            process.kill(KILL_MS);
-        }
+        // The shim first: nobody else starts something then. With it go its children; the cgroup has them all.
+        state.shim.kill(KILL_MS);
         if let Some(path) = &state.cgroup {
             cgroup::remove(path)?;
+        }
+        for process in &state.processes {
+            process.kill(KILL_MS / 10);
         }
         let _ = std::fs::remove_file(&state.socket);
     }

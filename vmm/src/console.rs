@@ -72,7 +72,8 @@ impl Console {
         if self.left > 0 {
             if self.take_tokens(line.len() as u64) {
                 if self.dropped > 0 {
-                    let note = format!("[husk: {} bytes of the console lost: the guest writes too fast]\n", self.dropped);
+                    let note =
+                        format!("[husk: {} bytes of the console lost: the guest writes too fast]\n", self.dropped);
                     self.dropped = 0;
                     self.write(note.as_bytes());
                 }

@@ -15,6 +15,7 @@ use husk_protocol::control::{
     SocketError,
 };
 use log::{error, warn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::counters::Counters;
@@ -206,12 +207,7 @@ impl Server {
         }
     }
 
-    fn request(
-        &mut self,
-        id: u64,
-        request: Request,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Option<Reply>, RequestError> {
+    fn request(&mut self, id: u64, request: Request, descriptors: Vec<OwnedFd>) -> Result<Option<Reply>, RequestError> {
         match request {
             Request::Create(config) => self.create(&config, descriptors),
             Request::Start => {
@@ -363,6 +359,18 @@ impl Server {
         self.watch_room(EventSet::IN, ops);
     }
 
+    /// Waits for room in the socket, within reason: a guest that dials in a loop could have filled it, and the reason of
+    /// the end is what the shim needs most.
+    fn send_last_words(&mut self, ops: &mut EventOps<'_>) {
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        while !self.unsent.is_empty() && !self.end.get() {
+            match poll(&mut [PollFd::new(&*self.socket, PollFlags::OUT)], Some(&second)) {
+                Ok(1..) => self.send_unsent(ops),
+                _ => return,
+            }
+        }
+    }
+
     fn watch_room(&mut self, events: EventSet, ops: &mut EventOps<'_>) {
         if let Err(cause) = ops.modify(Events::with_data(&*self.socket, SOCKET, events)) {
             error!("cannot watch the control socket: {cause}");
@@ -377,6 +385,7 @@ impl Server {
         }
         let console = self.machine.as_ref().map(|machine| machine.console().text()).unwrap_or_default();
         self.send(Message::Exited(Exit { reason, console }), ops);
+        self.send_last_words(ops);
         self.end.set(true);
     }
 }

@@ -62,10 +62,9 @@ pub fn cold(mib: u32) -> Result<GuestRam, MemoryError> {
 fn anonymous(len: usize) -> Result<vm_memory::MmapRegion<()>, MemoryError> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let total = len.checked_add(HUGE_PAGE).ok_or(MemoryError::Map {
-        bytes: len,
-        cause: std::io::Error::from_raw_os_error(libc::ENOMEM),
-    })?;
+    let total = len
+        .checked_add(HUGE_PAGE)
+        .ok_or(MemoryError::Map { bytes: len, cause: std::io::Error::from_raw_os_error(libc::ENOMEM) })?;
     // SAFETY: a fresh anonymous mapping at an address of the kernel's choice; nothing else is touched.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), total, prot, flags, -1, 0) };
     if start == libc::MAP_FAILED {

@@ -228,7 +228,8 @@ impl Vcpu {
     fn obey(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut order = shared.orders.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut told = false;
+        // The pause that was answered last: another one may have come while this vCPU slept.
+        let mut told = None;
         loop {
             if self.round != order.round {
                 self.round = order.round;
@@ -242,8 +243,8 @@ impl Vcpu {
             if order.target == Target::Run {
                 return;
             }
-            if !told {
-                told = true;
+            if told != Some(order.pauses) {
+                told = Some(order.pauses);
                 shared.reporter.send(Report::Waiting { pause: order.pauses });
             }
             order = shared.orders.changed.wait(order).unwrap_or_else(PoisonError::into_inner);
@@ -306,7 +307,9 @@ impl Vcpu {
                 let what = format!("KVM exit {other:?}");
                 // A machine whose state KVM cannot give is at its end all the same.
                 let rip = self.fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
-                return failed(format!("{what} at {rip:#x}, which the guest must not cause: see the host's kernel log"));
+                return failed(format!(
+                    "{what} at {rip:#x}, which the guest must not cause: see the host's kernel log"
+                ));
             }
         }
         Step::Again

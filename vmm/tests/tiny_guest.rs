@@ -2,6 +2,7 @@
 //!
 //! They need a KVM that can run a guest: `tests/testbed/run` has one, and `make test` runs them there:
 //! `HUSK_VMM=/usr/lib/husk/<version>/husk-vmm tiny_guest --ignored`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -196,7 +197,8 @@ fn a_halted_guest_is_found_by_asking() {
     let mut vmm = Vmm::with_guest(&HALT, 2);
     vmm.ask(Request::Start).unwrap();
     // The guest needs a moment to its second instruction: each question takes the vCPU out and lets it go on.
-    let state = (0..1000).map(|_| vmm.ask(Request::State)).find(|state| *state != Ok(Reply::State(MachineState::Running)));
+    let state =
+        (0..1000).map(|_| vmm.ask(Request::State)).find(|state| *state != Ok(Reply::State(MachineState::Running)));
     assert_eq!(state, Some(Ok(Reply::State(MachineState::Halted))));
     assert_eq!(vmm.ask(Request::Stop), Ok(Reply::Done));
     vmm.ends();
@@ -240,14 +242,16 @@ fn what_cannot_be_is_refused_in_words() {
     assert!(failure(vmm.create(b"no kernel", 1, 64)).contains("cannot load the kernel"));
     assert!(failure(vmm.create(&elf(&SPIN), 0, 64)).contains("vcpus 0"));
     assert!(failure(vmm.create(&elf(&SPIN), 1, 1)).contains("memory_mib 1"));
-    assert!(failure(vmm.ask(Request::Create(MachineConfig {
-        memory_mib: 64,
-        vcpus: 1,
-        extra_cmdline: String::new(),
-        guest_dials: vec![],
-        console_limit: 0
-    })))
-    .contains("0 descriptors"));
+    assert!(
+        failure(vmm.ask(Request::Create(MachineConfig {
+            memory_mib: 64,
+            vcpus: 1,
+            extra_cmdline: String::new(),
+            guest_dials: vec![],
+            console_limit: 0
+        })))
+        .contains("0 descriptors")
+    );
     // And then what can be is made.
     assert_eq!(vmm.create(&elf(&RESET), 1, 64), Ok(Reply::Done));
     assert!(failure(vmm.create(&elf(&RESET), 1, 64)).contains("create is not possible"));

@@ -90,12 +90,15 @@ impl Cgroup {
         if signal == Signal::KILL {
             return fs::write(self.path.join("cgroup.kill"), "1");
         }
-        for line in fs::read_to_string(self.path.join("cgroup.procs"))?.lines() {
-            let Some(pid) = line.parse().ok().and_then(pid_from) else { continue };
-            match rustix::process::kill_process(pid, signal) {
-                // It has ended since.
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(cause) => return Err(cause.into()),
+        for group in tree(&self.path)? {
+            // A group that the container has removed meanwhile has nobody in it.
+            let Ok(processes) = fs::read_to_string(group.join("cgroup.procs")) else { continue };
+            for pid in processes.lines().filter_map(|line| line.parse().ok().and_then(pid_from)) {
+                match rustix::process::kill_process(pid, signal) {
+                    // It has ended since.
+                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                    Err(cause) => return Err(cause.into()),
+                }
             }
         }
         Ok(())
@@ -111,10 +114,14 @@ impl Cgroup {
             other => other.map_err(self.step("kill", "cgroup.kill"))?,
         }
         self.empty().await.map_err(self.step("watch", "cgroup.events"))?;
-        match fs::remove_dir(&self.path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(self.step("remove", "")(cause)),
-            _ => Ok(()),
+        // The innermost first; nobody is left who could make one more.
+        for group in tree(&self.path).map_err(self.step("read", ""))?.into_iter().rev() {
+            match fs::remove_dir(&group) {
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(self.step("remove", "")(cause)),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Returns when no process is left: the kernel signals changes of `cgroup.events` (cgroup-v2.rst, "Basic Operations").
@@ -141,6 +148,22 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// A group and all that a container has made below it, each before those below it.
+fn tree(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut groups = vec![path.to_owned()];
+    let mut next = 0;
+    while let Some(group) = groups.get(next) {
+        let entries = fs::read_dir(group)?.flatten();
+        let below: Vec<PathBuf> = entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
+        groups.extend(below);
+        next += 1;
+    }
+    Ok(groups)
 }
 
 /// Files of the cgroup and what belongs into them.

@@ -1,7 +1,8 @@
 //! What a container's first process does between its making and its program.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::Mode;
@@ -35,6 +36,8 @@ pub(super) fn run(plan: &Plan, root: &Path, stdio: &Stdio, pipes: &Pipes) -> ! {
 
 fn prepare(plan: &Plan, root: &Path, stdio: &Stdio, pipes: &Pipes) -> Result<Program, String> {
     reset_signals();
+    take_stdio(stdio)?;
+    close_others(pipes)?;
     rustix::process::setsid().map_err(|cause| format!("cannot make a session: {cause}"))?;
     if let Some(adjust) = plan.process().oom_score_adj() {
         // Through the agent's /proc: the container may have none.
@@ -67,7 +70,6 @@ fn prepare(plan: &Plan, root: &Path, stdio: &Stdio, pipes: &Pipes) -> Result<Pro
         mounts::mask(path)?;
     }
     process::set_limits(plan)?;
-    take_stdio(stdio)?;
     // Before the root is read-only: the working directory is made if it is missing.
     let program = Program::find(plan)?;
     if plan.root_is_read_only() {
@@ -95,6 +97,28 @@ fn take_stdio(stdio: &Stdio) -> Result<(), String> {
     rustix::stdio::dup2_stdin(&stdio.stdin).map_err(step)?;
     rustix::stdio::dup2_stdout(&stdio.stdout).map_err(step)?;
     rustix::stdio::dup2_stderr(&stdio.stderr).map_err(step)
+}
+
+/// Closes the copies of the agent's descriptors: other containers' streams among them, which would not end while this
+/// one waits for its start. Close-on-exec comes too late for that.
+fn close_others(pipes: &Pipes) -> Result<(), String> {
+    let kept = {
+        let (report, go) = (pipes.report.as_raw_fd().unsigned_abs(), pipes.go.as_raw_fd().unsigned_abs());
+        [report.min(go), report.max(go)]
+    };
+    let mut first = 3;
+    for (kept, last) in [(true, kept[0]), (true, kept[1]), (false, u32::MAX)] {
+        let last = if kept { last.saturating_sub(1) } else { last };
+        if first <= last {
+            // SAFETY: closes descriptors that nothing in this process uses: it has one thread, and goes on with its
+            // standard streams and the two pipes alone.
+            if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+                return Err(format!("cannot close the agent's descriptors: {}", io::Error::last_os_error()));
+            }
+        }
+        first = last.saturating_add(2);
+    }
+    Ok(())
 }
 
 fn tell_ready(pipes: &Pipes) -> Result<(), String> {

@@ -147,7 +147,9 @@ impl Socket {
         if got.flags.contains(ReturnFlags::TRUNC) {
             return Err(SocketError::TooLong);
         }
-        if got.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > MAX_DESCRIPTORS {
+        // Cut with fewer than allowed: it was this process that had no room for them, and the receiver finds too few.
+        let cut = got.flags.contains(ReturnFlags::CTRUNC) && descriptors.len() >= MAX_DESCRIPTORS;
+        if cut || descriptors.len() > MAX_DESCRIPTORS {
             return Err(SocketError::TooManyDescriptors);
         }
         // A message of no bytes is not part of the protocol: it reads like the end.

@@ -1,15 +1,17 @@
 //! The pod's cgroup on the host (cgroup v2): the VMM and the stubs are in it, so that one write ends them all.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Where cgroups are.
 const ROOT: &str = "/sys/fs/cgroup";
-/// How long `remove` waits for killed processes to be gone, in milliseconds.
-const REMOVAL_MS: i64 = 2000;
+/// How long `remove` waits for killed processes to be gone: less than a second, because the shim's only thread waits.
+/// They are gone in milliseconds, or hang in the kernel.
+const REMOVAL: Duration = Duration::from_millis(900);
 
 /// Why there is no cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -60,12 +62,14 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup, and what is missing above it.
+    /// Makes the cgroup, and what is missing above it. One that is there already is another pod's: two that share a
+    /// cgroup end together.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// It is there, or the kernel refuses.
     pub fn create(path: PathBuf) -> Result<Self, CgroupError> {
-        fs::create_dir_all(&path).map_err(|cause| CgroupError::Io { what: "make", path: path.clone(), cause })?;
+        let made = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::create_dir(&path));
+        made.map_err(|cause| CgroupError::Io { what: "make", path: path.clone(), cause })?;
         Ok(Self { path })
     }
 
@@ -74,8 +78,11 @@ impl Cgroup {
     /// # Errors
     /// The kernel refuses.
     pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
-        fs::write(self.path.join("cgroup.procs"), pid.to_string())
-            .map_err(|cause| CgroupError::Io { what: "put a process into", path: self.path.clone(), cause })
+        fs::write(self.path.join("cgroup.procs"), pid.to_string()).map_err(|cause| CgroupError::Io {
+            what: "put a process into",
+            path: self.path.clone(),
+            cause,
+        })
     }
 
     /// Where it is.
@@ -98,10 +105,13 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
         Err(_) => {}
     }
     fs::write(path.join("cgroup.kill"), "1").map_err(failed)?;
-    let events = fs::File::open(path.join("cgroup.events")).map_err(failed)?;
+    let mut events = fs::File::open(path.join("cgroup.events")).map_err(failed)?;
+    let deadline = Instant::now() + REMOVAL;
     loop {
-        // Read before waiting: reading is what arms the notification (kernfs).
-        let text = io::read_to_string(fs::File::open(path.join("cgroup.events")).map_err(failed)?).map_err(failed)?;
+        // Reading *this* descriptor is what arms its notification (kernfs): one that was never read is always ready.
+        let mut text = String::new();
+        events.seek(SeekFrom::Start(0)).map_err(failed)?;
+        events.read_to_string(&mut text).map_err(failed)?;
         let populated = text.lines().any(|line| line == "populated 1");
         match fs::remove_dir(path) {
             Ok(()) => return Ok(()),
@@ -109,10 +119,10 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
             Err(cause) if !populated => return Err(failed(cause)),
             Err(_) => {}
         }
-        let limit = rustix::time::Timespec { tv_sec: REMOVAL_MS / 1000, tv_nsec: 0 };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
         let mut fds = [PollFd::new(&events, PollFlags::PRI)];
-        let ready = poll(&mut fds, Some(&limit)).map_err(|cause| failed(cause.into()))?;
-        if ready == 0 {
+        if left.is_zero() || poll(&mut fds, Some(&limit)).map_err(|cause| failed(cause.into()))? == 0 {
             return Err(failed(io::Error::new(io::ErrorKind::TimedOut, "a process in it does not die")));
         }
     }

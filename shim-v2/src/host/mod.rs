@@ -11,6 +11,11 @@ pub const RUN: &str = "/run/husk";
 /// Sockets that containerd connects to.
 pub const SOCKETS: &str = "/run/containerd/s";
 
+/// The guest's console, in a pod's directory.
+pub const CONSOLE: &str = "console.log";
+/// Where a root is mounted for a moment, in a pod's directory.
+pub const ROOTFS: &str = "rootfs";
+
 /// A pod's directory.
 #[must_use]
 pub fn pod_directory(namespace: &str, id: &str) -> PathBuf {

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use tokio::io::Interest;
@@ -15,6 +16,8 @@ use crate::watched::watch;
 pub struct Child {
     pid: u32,
     pidfd: OwnedFd,
+    /// How it has ended, once it was waited for.
+    how: OnceLock<String>,
 }
 
 /// A process that may be somebody else's by now: its pid and when it started (field 22 of `/proc/<pid>/stat`).
@@ -52,11 +55,12 @@ impl Child {
                 }
             }
             if let Some(fd) = descriptor {
-                // SAFETY: numbers again; `fd` is open in the parent, so it is here.
                 let result = if fd == 3 {
                     // dup2 onto itself would leave close-on-exec set.
+                    // SAFETY: takes numbers, touches no memory; `fd` is open in the parent, so it is here.
                     unsafe { libc::fcntl(3, libc::F_SETFD, 0) }
                 } else {
+                    // SAFETY: as above.
                     unsafe { libc::dup2(fd, 3) }
                 };
                 if result < 0 {
@@ -76,7 +80,7 @@ impl Child {
         // Nothing else waits for children, so the number is this child's until `reap`.
         let raw = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::InvalidData)?;
         let pidfd = pidfd_open(raw, PidfdFlags::NONBLOCK)?;
-        Ok(Self { pid, pidfd })
+        Ok(Self { pid, pidfd, how: OnceLock::new() })
     }
 
     /// Its pid, good as long as this lives.
@@ -111,16 +115,19 @@ impl Child {
 
     /// How it has ended.
     fn reap(&self) -> String {
-        match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        if let Some(how) = self.how.get() {
+            return how.clone();
+        }
+        let how = match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("exit status {code}"),
                 (_, Some(signal)) => format!("signal {signal}"),
                 _ => "an unknown status".to_owned(),
             },
-            Ok(None) => "not at all".to_owned(),
-            // Waited for before.
-            Err(_) => "already".to_owned(),
-        }
+            Ok(None) => return "not at all".to_owned(),
+            Err(cause) => cause.to_string(),
+        };
+        self.how.get_or_init(|| how).clone()
     }
 }
 
@@ -157,7 +164,8 @@ impl Identity {
         if started(self.pid).is_ok_and(|started| started == self.started) {
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
             let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-            let limit = rustix::time::Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
+            let limit =
+                rustix::time::Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
             let _ = rustix::event::poll(&mut fds, Some(&limit));
         }
     }

@@ -10,20 +10,24 @@ use super::process::Identity;
 
 /// The file's name in the pod's directory.
 const NAME: &str = "state.json";
+/// The file before it is whole.
+const TEMPORARY: &str = "state.json.new";
 
-/// What a pod has on the host.
+/// What a pod has on the host. Read by whatever version of husk is installed when it is needed: fields that it does not
+/// know are skipped, and new ones have a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct State {
     /// The version of husk that the pod started with, and uses to its end.
     pub version: String,
     /// The shim.
     pub shim: Identity,
     /// The VMM and the stubs.
+    #[serde(default)]
     pub processes: Vec<Identity>,
     /// The socket that containerd connects to.
     pub socket: PathBuf,
     /// The pod's cgroup.
+    #[serde(default)]
     pub cgroup: Option<PathBuf>,
 }
 
@@ -34,7 +38,7 @@ impl State {
     /// No room, no directory.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
-        let temporary = directory.join("state.json.new");
+        let temporary = directory.join(TEMPORARY);
         fs::write(&temporary, text)?;
         fs::rename(temporary, directory.join(NAME))
     }
@@ -57,10 +61,16 @@ impl State {
 /// # Errors
 /// The kernel refuses.
 pub fn remove_directory(directory: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        _ => {}
+    let gone = |result: io::Result<()>| match result {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
+        _ => Ok(()),
+    };
+    // By name and never recursively: a mount that was left in there leads to somebody's files.
+    gone(fs::remove_dir(directory.join(super::ROOTFS)))?;
+    for name in [NAME, TEMPORARY, super::CONSOLE] {
+        gone(fs::remove_file(directory.join(name)))?;
     }
+    gone(fs::remove_dir(directory))?;
     // Another pod may have made its directory meanwhile: then it stays, and a pod that loses this race makes it anew.
     if let Some(namespace) = directory.parent() {
         let _ = fs::remove_dir(namespace);

@@ -8,27 +8,28 @@ use containerd_shim_protos::types::mount::Mount;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
 use super::{RootfsError, c_path, detach};
+use crate::host::ROOTFS;
 
 /// Longest options of mount(2): a page with its zero.
 const LONGEST_OPTIONS: usize = 4095;
 
 /// Mounts each on the last, opens the topmost and leaves none mounted.
 pub fn open(mounts: &[Mount], scratch: &Path) -> Result<OwnedFd, RootfsError> {
-    let target = scratch.join("rootfs");
+    let target = scratch.join(ROOTFS);
     let failed = |what| {
         let path = target.clone();
         move |cause: io::Error| RootfsError::Io { what, path, cause }
     };
     std::fs::create_dir_all(&target).map_err(failed("make the directory"))?;
-    let mut mounted = 0;
-    let result = mounts.iter().try_for_each(|entry| {
-        mount_one(entry, &target)?;
-        mounted += 1;
-        Ok(())
-    });
+    let result = mounts.iter().try_for_each(|entry| mount_one(entry, &target));
     let root = result.and_then(|()| detach(&target));
-    for _ in 0..mounted {
-        unmount(&target, UnmountFlags::DETACH).map_err(|cause| failed("unmount")(cause.into()))?;
+    // Until nothing is mounted: a mount can have failed half-way.
+    loop {
+        match unmount(&target, UnmountFlags::DETACH) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(cause) => return Err(failed("unmount")(cause.into())),
+        }
     }
     let root = root?;
     std::fs::remove_dir(&target).map_err(failed("remove the directory"))?;
@@ -95,12 +96,10 @@ fn common_directory(lower: &str) -> Option<(PathBuf, Vec<String>)> {
 
 /// Runs `f` in a directory. The working directory is the process's: nothing else runs meanwhile, because the shim has
 /// one thread and `f` does not wait.
-fn in_directory(
-    directory: Option<&Path>,
-    f: impl FnOnce() -> rustix::io::Result<()>,
-) -> rustix::io::Result<()> {
+fn in_directory(directory: Option<&Path>, f: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
     let Some(directory) = directory else { return f() };
-    let back = rustix::fs::open(".", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    let back =
+        rustix::fs::open(".", rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
     rustix::process::chdir(directory)?;
     let result = f();
     rustix::process::fchdir(back)?;
@@ -113,8 +112,9 @@ mod tests {
 
     #[test]
     fn many_layers_are_named_from_their_common_directory() {
-        let layers: Vec<String> =
-            (0..100).map(|n| format!("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/{n}/fs")).collect();
+        let layers: Vec<String> = (0..100)
+            .map(|n| format!("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/{n}/fs"))
+            .collect();
         let lower = format!("lowerdir={}", layers.join(":"));
         let options = ["index=off", "workdir=/w", "upperdir=/u", &lower, "ro"];
         let (directory, text) = overlay_options(&options);

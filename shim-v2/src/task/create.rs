@@ -21,6 +21,7 @@ use super::stdio::{Names, Stdio};
 use crate::config::Config;
 use crate::host::installed;
 use crate::host::process::{Child, Inheritance};
+use crate::vm::AgentError;
 use crate::{VERSION, logger, rootfs};
 
 /// What CRI says of a container: `sandbox`, or `container` in one.
@@ -66,11 +67,19 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let lone = spec.annotations().as_ref().is_none_or(|annotations| !annotations.contains_key(CONTAINER_TYPE));
     let share = Share { name: format!("root-{id}"), read_only: false, exclusive: true };
     let share_name = share.name.clone();
-    sandbox.machine.add_share(share, &root).await?;
-    let made = in_guest(sandbox, id, document, &share_name, &names).await;
-    let stdio = match made {
+    let made = async {
+        sandbox.machine.add_share(share, &root).await?;
+        in_guest(sandbox, id, document, &share_name, &names).await
+    };
+    let stdio = match made.await {
         Ok(stdio) => stdio,
         Err(cause) => {
+            // Refused is not made; after any other failure the guest may have it all the same.
+            if !matches!(cause, TaskError::Agent(AgentError::Refused { .. }))
+                && let Err(cause) = sandbox.agent.remove_container(id).await
+            {
+                warn!(container = id, stage = "create"; "{cause}");
+            }
             if let Err(cause) = sandbox.machine.remove_share(&share_name).await {
                 warn!(container = id, stage = "create"; "{cause}");
             }

@@ -39,6 +39,9 @@ pub enum TaskError {
         /// What is wrong with it.
         what: String,
     },
+    /// The work on this call ended before it was done: a defect of the shim's, whose log says more.
+    #[error("the call was aborted inside the shim: see containerd's log")]
+    Aborted,
     /// Not built yet.
     #[error("husk cannot {0} yet")]
     NotYet(&'static str),

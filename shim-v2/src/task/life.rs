@@ -7,7 +7,7 @@ use std::time::Duration;
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
 use husk_protocol::agent::event::Kind;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use protobuf::MessageField;
 use tokio::sync::Notify;
 
@@ -20,8 +20,11 @@ use crate::vm::AgentError;
 /// Time for output to reach containerd before the exit is told all the same: a client that does not read, a process
 /// that outlives its container's init cannot hold it up.
 const DRAIN_BEFORE_EXIT: Duration = Duration::from_secs(2);
-/// The same before Delete ends what is left (runc's shim has 10 s).
-const DRAIN_BEFORE_DELETE: Duration = Duration::from_secs(10);
+/// The same before Delete ends what is left: all of Delete stays below CRI's 10 s.
+const DRAIN_BEFORE_DELETE: Duration = Duration::from_secs(4);
+/// Time for a container to end after the agent has said that it was killed. The kernel cannot refuse a KILL, so a guest
+/// that does not tell the exit by then lies, and its machine is stopped.
+const KILL_TIME: Duration = Duration::from_secs(5);
 /// Time for containerd to take the last events before Shutdown is answered; it waits 3 s in all.
 const FLUSH: Duration = Duration::from_secs(2);
 /// Deleted containers that are remembered, for a Delete that comes again.
@@ -82,6 +85,8 @@ impl Life {
             if tables.containers.contains_key(&id) {
                 return Err(TaskError::Exists(id));
             }
+            // The answer to the Delete of another life of this id.
+            tables.deleted.retain(|(deleted, _)| *deleted != id);
             tables.containers.insert(id.clone(), None);
         }
         let made = create(&self.pod, &request).await;
@@ -129,6 +134,10 @@ impl Life {
             tokio::spawn(Arc::clone(self).watch_events());
             tokio::spawn(Arc::clone(self).watch_machine());
         }
+        // Ended between the agent's answer and the container's place in the table: nobody else tells it.
+        if self.pod.sandbox().is_some_and(|sandbox| sandbox.machine.has_ended().is_some()) {
+            tokio::spawn(Arc::clone(self).exited(Arc::clone(&container), Exit::now(KILLED)));
+        }
         tokio::spawn(Arc::clone(self).watch_stub(container));
         Ok(pid)
     }
@@ -151,26 +160,39 @@ impl Life {
     }
 
     /// Kill.
-    pub async fn kill(&self, id: &str, signal: u32, all: bool) -> Result<()> {
+    pub async fn kill(self: &Arc<Self>, id: &str, signal: u32, all: bool) -> Result<()> {
         let container = self.container(id)?;
         if let Phase::Stopped(_) = container.phase() {
             return Err(TaskError::Finished(id.to_owned()));
         }
-        self.signal(&container, signal, all).await
+        self.signal(&container, signal, all).await?;
+        if signal == SIGKILL {
+            let life = Arc::clone(self);
+            tokio::spawn(async move { life.expect_exit(&container).await });
+        }
+        Ok(())
     }
 
     async fn signal(&self, container: &Container, signal: u32, all: bool) -> Result<()> {
         let sandbox = self.sandbox(&container.id)?;
         match sandbox.agent.signal(&container.id, signal, all).await {
-            // A guest that does not answer cannot keep its container alive.
-            Err(cause @ (AgentError::Timeout { .. } | AgentError::Lost { .. }))
-                if signal == SIGKILL && container.lone =>
-            {
+            // A guest that does not answer cannot keep its containers alive: it does nothing for any of them.
+            Err(cause @ (AgentError::Timeout { .. } | AgentError::Lost { .. })) if signal == SIGKILL => {
                 warn!(container = container.id.as_str(), stage = "kill"; "the machine is stopped: {cause}");
                 sandbox.machine.stop().await;
                 Ok(())
             }
             other => Ok(other?),
+        }
+    }
+
+    /// Waits for the exit of a container that was killed; a guest that does not tell it is stopped.
+    async fn expect_exit(&self, container: &Container) {
+        if tokio::time::timeout(KILL_TIME, container.exit()).await.is_err()
+            && let Some(sandbox) = self.pod.sandbox()
+        {
+            warn!(container = container.id.as_str(), stage = "kill"; "the guest does not end it: its machine is stopped");
+            sandbox.machine.stop().await;
         }
     }
 
@@ -181,18 +203,23 @@ impl Life {
             Err(cause) => return self.deleted(id).ok_or(cause),
         };
         if container.phase() == Phase::Created {
-            // It was never started: nobody else ends it.
-            self.signal(&container, SIGKILL, true).await?;
+            // It was never started: nobody else ends it. One that cannot be killed is ended with its machine.
+            if let Err(cause) = self.signal(&container, SIGKILL, true).await {
+                warn!(container = id, stage = "delete"; "{cause}");
+            }
+            self.expect_exit(&container).await;
             container.exit().await;
         }
         let _lifecycle = container.lifecycle.lock().await;
-        if let Some(answer) = self.deleted(id) {
-            return Ok(answer);
+        // The same call, a moment before this one.
+        if !self.container(id).is_ok_and(|current| Arc::ptr_eq(&current, &container)) {
+            return self.deleted(id).ok_or_else(|| TaskError::NotFound(id.to_owned()));
         }
         let Phase::Stopped(exit) = container.phase() else {
             return Err(TaskError::State { id: id.to_owned(), what: "delete it", state: container.phase().name() });
         };
         container.drain(DRAIN_BEFORE_DELETE).await;
+        container.stdio.close();
         let last = self.tables().containers.len() == 1;
         if last {
             self.pod.end().await;
@@ -245,6 +272,17 @@ impl Life {
         self.shut_down.notify_one();
     }
 
+    /// Ends everything, as at the end of the host: the machine is stopped, and the exits are told.
+    pub async fn end(&self) {
+        if let Some(sandbox) = self.pod.sandbox() {
+            sandbox.machine.stop().await;
+        }
+        let containers: Vec<_> = self.tables().containers.values().flatten().cloned().collect();
+        for container in containers {
+            container.exit().await;
+        }
+    }
+
     /// Waits for a Shutdown that counts.
     pub async fn shut_down(&self) {
         self.shut_down.notified().await;
@@ -258,9 +296,11 @@ impl Life {
             let events = match sandbox.agent.next_events(after).await {
                 Ok(events) => events,
                 Err(cause) => {
-                    // The machine's end, which somebody else watches, or an agent that breaks its word.
+                    // The machine's end, which somebody else watches, or an agent that breaks its word: no exit would
+                    // be told any more.
                     if sandbox.machine.has_ended().is_none() {
-                        warn!(stage = "events"; "{cause}");
+                        warn!(stage = "events"; "the machine is stopped: {cause}");
+                        sandbox.machine.stop().await;
                     }
                     return;
                 }
@@ -275,7 +315,7 @@ impl Life {
                     Some(Kind::Exit(exit)) if exit.exec_id.is_empty() => {
                         self.exit_told(&exit.container_id, Exit::now(exit.status));
                     }
-                    _ => info!(stage = "events"; "an event of the agent's that means nothing yet: {event}"),
+                    _ => debug!(stage = "events"; "an event of the agent's that means nothing yet"),
                 }
             }
         }

@@ -14,6 +14,7 @@ use super::error::TaskError;
 use crate::VERSION;
 use crate::config::Config;
 use crate::events::Publisher;
+use crate::host::CONSOLE;
 use crate::host::cgroup::{self, Cgroup};
 use crate::host::process::{Child, Identity, started};
 use crate::host::state::{State, remove_directory};
@@ -118,7 +119,7 @@ impl Pod {
     /// The log of the guest's console.
     #[must_use]
     pub fn console(&self) -> PathBuf {
-        self.directory.join("console.log")
+        self.directory.join(CONSOLE)
     }
 
     /// The machine, if it was built.
@@ -172,9 +173,11 @@ impl Pod {
         // While the guest boots.
         let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
         let path = cgroup::path_for(&cgroups_path.display().to_string(), &self.id)?;
-        // Named before it is made: what is named and not there is no harm.
-        self.remember(|state| state.cgroup = Some(path.clone()))?;
-        let cgroup = Cgroup::create(path)?;
+        // Named when it is ours: `delete` kills what is in it.
+        let cgroup = Cgroup::create(path.clone())?;
+        self.remember(|state| state.cgroup = Some(path.clone())).inspect_err(|_| {
+            let _ = cgroup::remove(&path);
+        })?;
         cgroup.add(machine.process().pid())?;
         let log = machine.streams().announce().map_err(|cause| TaskError::Host { what: "announce the log", cause })?;
         let request = CreateSandboxRequest {

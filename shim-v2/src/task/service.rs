@@ -36,10 +36,25 @@ impl TaskService {
         self.life.shut_down().await;
     }
 
+    /// Ends all containers and tells their exits.
+    pub async fn end(&self) {
+        self.life.end().await;
+    }
+
     /// The container, or one of its execs, of which there are none yet.
     fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Container>> {
         let container = self.life.container(id)?;
         if exec_id.is_empty() { Ok(container) } else { Err(TaskError::NotFound(format!("{id}, exec {exec_id}"))) }
+    }
+
+    /// Runs work that must not stop half-way in a task of its own: ttrpc drops a handler when its caller's time is over
+    /// or its connection ends, at whatever it waits for.
+    async fn whole<T, F>(work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        tokio::spawn(work).await.unwrap_or(Err(TaskError::Aborted))
     }
 
     /// What is not built yet, for a container that is here.
@@ -52,13 +67,15 @@ impl TaskService {
 #[async_trait]
 impl Task for TaskService {
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
-        let pid = self.life.create(request).await?;
+        let life = Arc::clone(&self.life);
+        let pid = Self::whole(async move { life.create(request).await }).await?;
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         self.process(request.id(), request.exec_id())?;
-        let pid = self.life.start(request.id()).await?;
+        let life = Arc::clone(&self.life);
+        let pid = Self::whole(async move { life.start(request.id()).await }).await?;
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
@@ -86,7 +103,8 @@ impl Task for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         self.process(request.id(), request.exec_id())?;
-        self.life.kill(request.id(), request.signal, request.all).await?;
+        let life = Arc::clone(&self.life);
+        Self::whole(async move { life.kill(request.id(), request.signal, request.all).await }).await?;
         Ok(Empty::new())
     }
 
@@ -103,7 +121,8 @@ impl Task for TaskService {
         if !request.exec_id().is_empty() {
             self.process(request.id(), request.exec_id())?;
         }
-        Ok(self.life.delete(request.id()).await?)
+        let life = Arc::clone(&self.life);
+        Ok(Self::whole(async move { life.delete(request.id()).await }).await?)
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
@@ -131,7 +150,12 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
-        self.life.end_if_empty().await;
+        let life = Arc::clone(&self.life);
+        Self::whole(async move {
+            life.end_if_empty().await;
+            Ok(())
+        })
+        .await?;
         Ok(Empty::new())
     }
 

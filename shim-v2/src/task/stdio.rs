@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::vm::{Announced, Streams};
 use crate::watched::watch as watch_fd;
@@ -65,6 +66,29 @@ pub struct Stdio {
     stdin: Mutex<Option<OwnedFd>>,
     /// Outputs that are not at their end.
     flowing: watch::Receiver<usize>,
+    /// What carries the bytes.
+    carriers: Carriers,
+}
+
+/// Tasks that end with this: a stream that the agent never dials, or a child that holds one, must not keep them and
+/// the client's files for ever.
+#[derive(Debug, Default)]
+struct Carriers(Vec<AbortHandle>);
+
+impl Carriers {
+    fn add(&mut self, carrier: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(tokio::spawn(carrier).abort_handle());
+    }
+
+    fn end(&self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Drop for Carriers {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 /// Counts an output until it is dropped.
@@ -93,6 +117,7 @@ impl Stdio {
         let (flowing, receiver) = watch::channel(0);
         let flowing = Arc::new(flowing);
         let mut held = None;
+        let mut carriers = Carriers::default();
         let stdin = input(&names.stdin)?;
         let stdout = output("stdout", &names.stdout)?;
         // A terminal has one output.
@@ -101,20 +126,26 @@ impl Stdio {
             let announced = streams.announce().map_err(StdioError::Announce)?;
             told.stdin_nonce = announced.nonce();
             held = Some(write);
-            tokio::spawn(carry_in(read, announced));
+            carriers.add(carry_in(read, announced));
         }
         for (output, nonce) in [(stdout, &mut told.stdout_nonce), (stderr, &mut told.stderr_nonce)] {
             if let Some(output) = output {
                 let announced = streams.announce().map_err(StdioError::Announce)?;
                 *nonce = announced.nonce();
                 let flow = Flow::new(&flowing);
-                tokio::spawn(async move {
+                carriers.add(async move {
                     carry_out(announced, output).await;
                     drop(flow);
                 });
             }
         }
-        Ok((Self { stdin: Mutex::new(held), flowing: receiver }, told))
+        Ok((Self { stdin: Mutex::new(held), flowing: receiver, carriers }, told))
+    }
+
+    /// Ends what still flows.
+    pub fn close(&self) {
+        self.close_stdin();
+        self.carriers.end();
     }
 
     /// Standard input ends when its writers are gone: ours was the last, or containerd's is.
@@ -142,9 +173,8 @@ fn path_of(name: &'static str, uri: &str) -> Result<Option<PathBuf>, StdioError>
 }
 
 fn open_file(name: &'static str, path: &PathBuf, flags: OFlags) -> Result<OwnedFd, StdioError> {
-    open(path, flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::from_raw_mode(0o600)).map_err(|cause| {
-        StdioError::Open { name, path: path.clone(), cause: cause.into() }
-    })
+    open(path, flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))
+        .map_err(|cause| StdioError::Open { name, path: path.clone(), cause: cause.into() })
 }
 
 /// Both ends of the fifo of standard input.
@@ -166,6 +196,9 @@ enum Output {
 fn output(name: &'static str, uri: &str) -> Result<Option<Output>, StdioError> {
     let Some(path) = path_of(name, uri)? else { return Ok(None) };
     if uri.starts_with("file://") {
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).map_err(|cause| StdioError::Open { name, path: path.clone(), cause })?;
+        }
         return Ok(Some(Output::File(open_file(name, &path, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND)?)));
     }
     let read = open_file(name, &path, OFlags::RDONLY)?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use husk_protocol::agent as rpc;
 use husk_protocol::version;
 use tokio::net::UnixStream;
-use ttrpc::asynchronous::transport::Socket;
 use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{self, Context};
 
 /// Events in one answer.
@@ -44,7 +44,10 @@ pub enum AgentError {
         limit: Duration,
     },
     /// Another protocol.
-    #[error("the guest's agent {agent} speaks protocol {theirs}.x and this shim {}.x: use a guest of the shim's version", version::MAJOR)]
+    #[error(
+        "the guest's agent {agent} speaks protocol {theirs}.x and this shim {}.x: use a guest of the shim's version",
+        version::MAJOR
+    )]
     Protocol {
         /// The agent's version.
         agent: String,

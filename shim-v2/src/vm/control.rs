@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ fn console_lines(console: &str) -> String {
 pub struct Control {
     socket: AsyncFd<Socket>,
     waiting: Mutex<Waiting>,
+    /// We asked for the machine's end: whatever happens to the VMM from then on is that.
+    stopping: AtomicBool,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -94,8 +97,12 @@ impl Control {
     /// The event loop takes no more descriptors.
     pub fn start(socket: Socket, streams: Arc<Streams>) -> io::Result<(Arc<Self>, RpcConnection)> {
         let socket = watch(socket, Interest::READABLE | Interest::WRITABLE)?;
-        let control =
-            Arc::new(Self { socket, waiting: Mutex::new(Waiting::default()), ended: watch::Sender::new(None) });
+        let control = Arc::new(Self {
+            socket,
+            waiting: Mutex::new(Waiting::default()),
+            stopping: AtomicBool::new(false),
+            ended: watch::Sender::new(None),
+        });
         let (rpc, connection) = oneshot::channel();
         tokio::spawn(listen(Arc::clone(&control), streams, rpc));
         Ok((control, connection))
@@ -123,6 +130,9 @@ impl Control {
             waiting.replies.insert(id, sender);
             id
         };
+        if request == Request::Stop {
+            self.stopping.store(true, Ordering::Relaxed);
+        }
         let envelope = Envelope { id, request };
         let answer = tokio::time::timeout(ANSWER, async {
             self.send(&envelope, descriptors).await.map_err(|cause| ControlError::Socket { request: name, cause })?;
@@ -149,6 +159,25 @@ impl Control {
         }
     }
 
+    /// The VMM's process has ended, whatever the socket says.
+    pub fn gone(&self, reason: String) {
+        self.end_with(Ended { asked: false, reason, console: String::new() });
+    }
+
+    fn end_with(&self, mut ended: Ended) {
+        if self.stopping.load(Ordering::Relaxed) && !ended.asked {
+            ended = Ended { asked: true, reason: "it was stopped".to_owned(), console: String::new() };
+        }
+        self.ended.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(ended);
+            }
+            first
+        });
+        self.waiting().replies.clear();
+    }
+
     /// How the machine ended, if it has.
     #[must_use]
     pub fn has_ended(&self) -> Option<Ended> {
@@ -173,6 +202,8 @@ async fn listen(control: Arc<Control>, streams: Arc<Streams>, rpc: oneshot::Send
     let mut rpc = Some(rpc);
     let mut last_words = None;
     let reason = loop {
+        // A VMM that never stops sending gets its turn, and no more.
+        tokio::task::consume_budget().await;
         let received = match control.socket.get_ref().receive::<Message>() {
             Err(SocketError::WouldBlock) => {
                 match control.socket.readable().await {
@@ -220,9 +251,8 @@ async fn listen(control: Arc<Control>, streams: Arc<Streams>, rpc: oneshot::Send
             }
         }
     };
-    let ended = last_words.unwrap_or(Ended { asked: false, reason, console: String::new() });
-    control.ended.send_replace(Some(ended));
-    control.waiting().replies.clear();
+    control.end_with(last_words.unwrap_or(Ended { asked: false, reason, console: String::new() }));
+    streams.close();
 }
 
 #[cfg(test)]
@@ -279,6 +309,20 @@ mod tests {
         let text = answer.unwrap_err().to_string();
         assert!(text.contains("triple fault") && text.contains(r"last\nwords"), "{text}");
         assert!(control.has_ended().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_stop_that_was_asked_for_is_no_accident() {
+        let (control, _rpc, vmm, _streams) = pair();
+        let question = control.ask("stop", Request::Stop, &[]);
+        let vmm = async {
+            let id = receive(&vmm).await.id;
+            vmm.get_ref().send(&Message::Reply { id, result: Ok(Reply::Done) }, &[]).unwrap();
+            drop(vmm);
+        };
+        let (answer, ()) = tokio::join!(question, vmm);
+        assert_eq!(answer.unwrap(), Reply::Done);
+        assert!(control.ended().await.asked);
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use husk_protocol::agent::HealthResponse;
 use husk_protocol::control::{MachineConfig, MachineState, Metrics, Reply, Request, Share, Socket, SocketError};
@@ -27,7 +27,9 @@ use crate::host::process::{Child, Inheritance};
 /// A line of the VMM's or the guest's log is cut here.
 const LONGEST_LINE: usize = 4096;
 /// Time for the VMM's process to end after it was asked to.
-const STOP: Duration = Duration::from_secs(2);
+const STOP: Duration = Duration::from_secs(1);
+/// Time for what the VMM said last to be read after its process has ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +114,7 @@ impl Parts {
 /// The VMM's process, and the machine in it.
 pub struct Machine {
     parts: Parts,
-    process: Child,
+    process: Arc<Child>,
     control: Arc<Control>,
     streams: Arc<Streams>,
     rpc: tokio::sync::Mutex<Option<RpcConnection>>,
@@ -131,12 +133,14 @@ impl Machine {
         command.args(["--control-fd", "3"]).env_clear().current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(sender);
         let inheritance = Inheritance { descriptor: Some(theirs.as_fd()), network: None };
-        let process = Child::spawn(command, &inheritance)
-            .map_err(|cause| BootError::Spawn { path: parts.vmm.clone(), cause })?;
+        let process =
+            Child::spawn(command, &inheritance).map_err(|cause| BootError::Spawn { path: parts.vmm.clone(), cause })?;
         drop(theirs);
         tokio::spawn(relay(log, "vmm"));
         let streams = Arc::new(Streams::default());
         let (control, rpc) = Control::start(ours, Arc::clone(&streams)).map_err(BootError::Watch)?;
+        let process = Arc::new(process);
+        tokio::spawn(watch_process(Arc::clone(&process), Arc::clone(&control)));
         Ok(Self { parts, process, control, streams, rpc: tokio::sync::Mutex::new(Some(rpc)) })
     }
 
@@ -179,7 +183,13 @@ impl Machine {
             Ok((agent, health))
         };
         match tokio::time::timeout(config.limits.ready(), ready).await {
-            Ok(Err(BootError::Agent(AgentError::Lost { .. }))) => Err(BootError::Ended(self.control.ended().await)),
+            // Most likely because the machine has ended, which says why; one that goes on without its agent does not.
+            Ok(Err(BootError::Agent(lost @ AgentError::Lost { .. }))) => {
+                match tokio::time::timeout(STOP, self.control.ended()).await {
+                    Ok(ended) => Err(BootError::Ended(ended)),
+                    Err(_) => Err(lost.into()),
+                }
+            }
             Ok(result) => result,
             Err(_) => {
                 let state = match self.control.ask("tell its state", Request::State, &[]).await {
@@ -247,21 +257,39 @@ impl Machine {
 
     /// Ends the machine and waits until its process is gone. Nothing in the guest is asked.
     pub async fn stop(&self) {
-        if self.has_ended().is_none()
-            && let Err(cause) = self.control.ask("stop", Request::Stop, &[]).await
-            && self.has_ended().is_none()
-        {
-            warn!(stage = "stop"; "the VMM is killed: {cause}");
-            self.process.kill();
+        if self.has_ended().is_none() {
+            let asked = tokio::time::timeout(STOP, self.control.ask("stop", Request::Stop, &[])).await;
+            if !matches!(asked, Ok(Ok(_))) && self.has_ended().is_none() {
+                warn!(stage = "stop"; "the VMM does not stop and is killed");
+                self.process.kill();
+            }
         }
-        if tokio::time::timeout(STOP, self.process.ended()).await.is_err() {
-            warn!(stage = "stop"; "the VMM did not end in {} s and is killed", STOP.as_secs());
-            self.process.kill();
-        }
-        match self.process.ended().await {
+        let ended = match tokio::time::timeout(STOP, self.process.ended()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                warn!(stage = "stop"; "the VMM did not end in {} s and is killed", STOP.as_secs());
+                self.process.kill();
+                // In uninterruptible sleep, perhaps: whoever removes the pod's cgroup has the next word.
+                tokio::time::timeout(STOP, self.process.ended()).await.unwrap_or_else(|_| Ok("not at all".to_owned()))
+            }
+        };
+        match ended {
             Ok(how) => info!(stage = "stop"; "the VMM has ended: {how}"),
             Err(cause) => warn!(stage = "stop"; "cannot wait for the VMM's end: {cause}"),
         }
+    }
+}
+
+/// The process is the truth about the VMM's end: a duplicate of its end of the socket may be anywhere, ours included.
+async fn watch_process(process: Arc<Child>, control: Arc<Control>) {
+    match process.ended().await {
+        Ok(how) => {
+            // The socket's end comes by itself, after the last message.
+            if tokio::time::timeout(LAST_WORDS, control.ended()).await.is_err() {
+                control.gone(format!("the VMM has ended: {how}"));
+            }
+        }
+        Err(cause) => warn!(stage = "machine"; "cannot watch the VMM's process: {cause}"),
     }
 }
 
@@ -269,16 +297,69 @@ fn open(path: &Path, options: &OpenOptions) -> Result<File, BootError> {
     options.open(path).map_err(|cause| BootError::Open { path: path.to_owned(), cause })
 }
 
+/// Bytes of the guest's log, and of the VMM's, that reach ours at once, and per second over time: a guest that writes
+/// more fills no disk.
+const LOG_BURST: u64 = 64 * 1024;
+/// See [`LOG_BURST`].
+const LOG_RATE: u64 = 4 * 1024;
+
+/// A bucket of bytes, which fills by [`LOG_RATE`] up to [`LOG_BURST`].
+struct Allowance {
+    bytes: u64,
+    since: Instant,
+}
+
+impl Allowance {
+    fn new() -> Self {
+        Self { bytes: LOG_BURST, since: Instant::now() }
+    }
+
+    fn take(&mut self, wanted: u64) -> bool {
+        let fresh = self.since.elapsed().as_secs().saturating_mul(LOG_RATE);
+        if fresh > 0 {
+            self.bytes = self.bytes.saturating_add(fresh).min(LOG_BURST);
+            self.since = Instant::now();
+        }
+        let enough = self.bytes >= wanted;
+        if enough {
+            self.bytes -= wanted;
+        }
+        enough
+    }
+}
+
 /// Brings lines of the VMM or the guest into our log, as text: what is in them is not believed.
 pub async fn relay(from: impl AsyncRead + Unpin, stage: &'static str) {
     let mut lines = BufReader::new(from);
     let mut line = Vec::new();
+    let mut allowance = Allowance::new();
+    let mut lost = 0_u64;
     loop {
         line.clear();
         let mut limited = tokio::io::AsyncReadExt::take(&mut lines, LONGEST_LINE as u64);
         match limited.read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
-            Ok(_) => info!(stage = stage; "{}", String::from_utf8_lossy(line.trim_ascii_end())),
+            Ok(count) if allowance.take(count as u64) => {
+                if lost > 0 {
+                    warn!(stage = stage; "{lost} lines are left out: too many at once");
+                    lost = 0;
+                }
+                info!(stage = stage; "{}", String::from_utf8_lossy(line.trim_ascii_end()));
+            }
+            Ok(_) => lost += 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_cut_at_its_allowance() {
+        let mut allowance = Allowance::new();
+        let taken = (0..1000).filter(|_| allowance.take(1024)).count();
+        // A second may pass meanwhile.
+        assert!((64..=70).contains(&taken), "{taken}");
     }
 }

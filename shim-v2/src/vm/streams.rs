@@ -52,6 +52,11 @@ impl Streams {
         Ok(Announced { nonce, streams: Arc::clone(self), arrived })
     }
 
+    /// The machine has ended: nobody dials any more, and whoever waits for a stream is told.
+    pub fn close(&self) {
+        self.announced().clear();
+    }
+
     /// Takes a connection that the guest has dialled.
     pub fn dialled(self: &Arc<Self>, connection: OwnedFd) {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {

@@ -116,7 +116,8 @@ fn write_rng_seed(memory: &GuestRam) -> Result<(), BootError> {
     let mut filled = 0;
     while filled < seed.len() {
         let flags = rustix::rand::GetRandomFlags::empty();
-        filled += rustix::rand::getrandom(&mut seed[filled..], flags).map_err(|cause| BootError::Random(cause.into()))?;
+        filled +=
+            rustix::rand::getrandom(&mut seed[filled..], flags).map_err(|cause| BootError::Random(cause.into()))?;
     }
     let mut data = Vec::with_capacity(16 + seed.len());
     data.extend_from_slice(&0_u64.to_le_bytes());

@@ -37,12 +37,8 @@ fn file(bytes: &[u8]) -> File {
 fn everything_is_where_the_zero_page_says() {
     let memory = memory::cold(64).unwrap();
     let initrd = vec![7; 5000];
-    let image = Image {
-        kernel: &mut file(&elf(b"\xf4 a kernel")),
-        initrd: &mut file(&initrd),
-        cmdline: "quiet",
-        vcpus: 2,
-    };
+    let image =
+        Image { kernel: &mut file(&elf(b"\xf4 a kernel")), initrd: &mut file(&initrd), cmdline: "quiet", vcpus: 2 };
     let entry = load(&memory, image).unwrap();
     let mut code = [0; 10];
     memory.read_slice(&mut code, GuestAddress(entry)).unwrap();

@@ -128,7 +128,10 @@ mod tests {
             let entries = u16::from_le_bytes([header[34], header[35]]);
             assert_eq!(entries, u16::from(vcpus) + 1 + 1 + 24 + 2);
             // All entries but the processors' have 8 bytes.
-            assert_eq!(header.len(), HEADER_LEN + usize::from(vcpus) * 20 + usize::from(entries - u16::from(vcpus)) * 8);
+            assert_eq!(
+                header.len(),
+                HEADER_LEN + usize::from(vcpus) * 20 + usize::from(entries - u16::from(vcpus)) * 8
+            );
         }
     }
 

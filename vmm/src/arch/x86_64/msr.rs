@@ -33,17 +33,17 @@ const fn optional(index: u32, value: u64) -> Initial {
 
 /// The list (SDM 4, 2.1; APM 2, appendix A).
 const INITIAL: &[Initial] = &[
-    required(0x174, 0),          // SYSENTER_CS
-    required(0x175, 0),          // SYSENTER_ESP
-    required(0x176, 0),          // SYSENTER_EIP
-    required(0xc000_0081, 0),    // STAR
-    required(0xc000_0082, 0),    // LSTAR
-    required(0xc000_0083, 0),    // CSTAR
-    required(0xc000_0084, 0),    // SYSCALL_MASK
-    required(0xc000_0102, 0),    // KERNEL_GS_BASE
-    required(0x10, 0),           // TSC
-    optional(0x1a0, 1),          // MISC_ENABLE: fast strings
-    optional(0x2ff, 0x800 | 6),  // MTRR_DEF_TYPE: MTRRs on, write-back
+    required(0x174, 0),         // SYSENTER_CS
+    required(0x175, 0),         // SYSENTER_ESP
+    required(0x176, 0),         // SYSENTER_EIP
+    required(0xc000_0081, 0),   // STAR
+    required(0xc000_0082, 0),   // LSTAR
+    required(0xc000_0083, 0),   // CSTAR
+    required(0xc000_0084, 0),   // SYSCALL_MASK
+    required(0xc000_0102, 0),   // KERNEL_GS_BASE
+    required(0x10, 0),          // TSC
+    optional(0x1a0, 1),         // MISC_ENABLE: fast strings
+    optional(0x2ff, 0x800 | 6), // MTRR_DEF_TYPE: MTRRs on, write-back
 ];
 
 /// Sets them on one vCPU; its CPUID has been set before (since Linux 6.13 an MSR without its CPUID bit does not exist).
@@ -53,10 +53,8 @@ const INITIAL: &[Initial] = &[
 pub fn set(vcpu: &VcpuFd) -> Result<(), MsrError> {
     let mut rest = INITIAL;
     while !rest.is_empty() {
-        let entries: Vec<_> = rest
-            .iter()
-            .map(|msr| kvm_msr_entry { index: msr.index, data: msr.value, ..Default::default() })
-            .collect();
+        let entries: Vec<_> =
+            rest.iter().map(|msr| kvm_msr_entry { index: msr.index, data: msr.value, ..Default::default() }).collect();
         let msrs = Msrs::from_entries(&entries).map_err(|_| MsrError::Set(kvm_ioctls::Error::new(libc::E2BIG)))?;
         // The answer is how many were set: the index of the one that failed, and those behind it were not tried.
         let done = vcpu.set_msrs(&msrs)?;

@@ -50,17 +50,29 @@ pub struct Chain {
     writable_len: u32,
 }
 
+/// Descriptors of a chain at most.
+const LONGEST: usize = 1024;
+
 impl Chain {
     /// Walks and checks a chain.
     ///
     /// # Errors
     /// See [`ChainError`].
     pub fn check(raw: DescriptorChain<&GuestRam>, memory: &GuestRam) -> Result<Self, ChainError> {
-        let mut chain =
-            Self { head: raw.head_index(), readable: Vec::new(), writable: Vec::new(), readable_len: 0, writable_len: 0 };
+        let mut chain = Self {
+            head: raw.head_index(),
+            readable: Vec::new(),
+            writable: Vec::new(),
+            readable_len: 0,
+            writable_len: 0,
+        };
         let mut goes_on = false;
         let mut any = false;
         for descriptor in raw {
+            // Longer than any driver's, and an indirect table could hold 65,535.
+            if chain.readable.len() + chain.writable.len() >= LONGEST {
+                return Err(ChainError::Endless);
+            }
             any = true;
             goes_on = descriptor.has_next();
             let buffer = Buffer { address: descriptor.addr(), len: descriptor.len() };

@@ -43,12 +43,7 @@ fn bytes_pass_over_the_seams_of_buffers() {
     memory.write_slice(b"abcdefgh", GuestAddress(DATA)).unwrap();
     let chain = check(
         &memory,
-        &[
-            (DATA, 3, NEXT, 1),
-            (DATA + 3, 5, NEXT, 2),
-            (DATA + 0x100, 2, NEXT | WRITE, 3),
-            (DATA + 0x200, 4, WRITE, 0),
-        ],
+        &[(DATA, 3, NEXT, 1), (DATA + 3, 5, NEXT, 2), (DATA + 0x100, 2, NEXT | WRITE, 3), (DATA + 0x200, 4, WRITE, 0)],
     )
     .unwrap();
     assert_eq!((chain.readable_len(), chain.writable_len()), (8, 6));

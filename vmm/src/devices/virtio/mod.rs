@@ -14,6 +14,6 @@ pub mod runner;
 pub mod vsock;
 
 pub use chain::{Chain, ChainError};
-pub use device::{Activation, ActivateError, Device, DeviceState, Identity, Signal};
+pub use device::{ActivateError, Activation, Device, DeviceState, Identity, Signal};
 pub use queue::{Queue, QueueError};
 pub use runner::{Mailbox, Runner};

@@ -88,9 +88,7 @@ impl Queue {
         let index = self.index;
         match next_raw(&mut self.ring, &self.memory, index)? {
             None => Ok(None),
-            Some(raw) => {
-                Chain::check(raw, &self.memory).map(Some).map_err(|cause| QueueError::Chain { index, cause })
-            }
+            Some(raw) => Chain::check(raw, &self.memory).map(Some).map_err(|cause| QueueError::Chain { index, cause }),
         }
     }
 
@@ -121,9 +119,7 @@ impl Queue {
     /// # Errors
     /// The used ring is outside of memory.
     pub fn add_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
-        self.ring
-            .add_used(&*self.memory, head, written)
-            .map_err(|cause| QueueError::Ring { index: self.index, cause })
+        self.ring.add_used(&*self.memory, head, written).map_err(|cause| QueueError::Ring { index: self.index, cause })
     }
 
     /// Interrupts the driver if it wants to know of what was used since the last call.
@@ -146,9 +142,7 @@ impl Queue {
     /// # Errors
     /// The ring is outside of memory.
     pub fn disable_notification(&mut self) -> Result<(), QueueError> {
-        self.ring
-            .disable_notification(&*self.memory)
-            .map_err(|cause| QueueError::Ring { index: self.index, cause })
+        self.ring.disable_notification(&*self.memory).map_err(|cause| QueueError::Ring { index: self.index, cause })
     }
 
     /// Asks the driver to notify again. True: buffers came in meanwhile, look once more.
@@ -156,9 +150,7 @@ impl Queue {
     /// # Errors
     /// The ring is outside of memory.
     pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
-        self.ring
-            .enable_notification(&*self.memory)
-            .map_err(|cause| QueueError::Ring { index: self.index, cause })
+        self.ring.enable_notification(&*self.memory).map_err(|cause| QueueError::Ring { index: self.index, cause })
     }
 
     /// The guest's memory.

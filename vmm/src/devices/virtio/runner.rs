@@ -1,8 +1,8 @@
 //! Runs a device in an event loop: its mailbox, its queues' notifications, its own descriptors.
 
 use std::os::fd::AsRawFd;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use log::{error, warn};

@@ -67,7 +67,8 @@ impl Guest {
         self.memory.write_slice(request, REQUEST).unwrap();
         let mock = MockSplitQueue::new(&*self.memory, 16);
         let length = u32::try_from(request.len()).unwrap();
-        let mut chain = vec![RawDescriptor::from(Descriptor::new(REQUEST.0, length, if room > 0 { NEXT } else { 0 }, 1))];
+        let mut chain =
+            vec![RawDescriptor::from(Descriptor::new(REQUEST.0, length, if room > 0 { NEXT } else { 0 }, 1))];
         if room > 0 {
             chain.push(RawDescriptor::from(Descriptor::new(ANSWER.0, room, WRITABLE, 0)));
         }
@@ -77,8 +78,10 @@ impl Guest {
         let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let queue = |index, queue, kick| Queue::new(index, queue, Arc::clone(&self.memory), kick, Arc::clone(&signal));
         let other = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let queues =
-            vec![queue(0, idle.create_queue().unwrap(), other), queue(1, mock.create_queue().unwrap(), Arc::clone(&kick))];
+        let queues = vec![
+            queue(0, idle.create_queue().unwrap(), other),
+            queue(1, mock.create_queue().unwrap(), Arc::clone(&kick)),
+        ];
         let features = COMMON_FEATURES;
         self.mailbox.activate(Activation { memory: Arc::clone(&self.memory), features, queues, signal });
         kick.write(1).unwrap();
@@ -102,7 +105,7 @@ impl Guest {
     }
 
     fn mount(&mut self) -> InitOut {
-        let flags = u32::MAX & !(u32::try_from(FsOptions::INIT_EXT.bits()).unwrap());
+        let flags = !(u32::try_from(FsOptions::INIT_EXT.bits()).unwrap());
         let init = InitIn { major: 7, minor: 38, max_readahead: 1 << 20, flags };
         let (error, answer) = self.ask(Opcode::Init, 0, &[init.as_slice()]);
         assert_eq!(error, 0);

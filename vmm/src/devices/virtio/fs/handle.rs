@@ -11,9 +11,9 @@ use husk_broker::{Broker, ShareError};
 use husk_protocol::control::Share;
 use log::error;
 
-use super::device::Fs;
 use super::super::device::Identity;
 use super::super::runner::{Mailbox, Runner};
+use super::device::Fs;
 
 /// What fails outside of requests.
 #[derive(Debug, thiserror::Error)]

@@ -57,6 +57,10 @@ impl<A: FileAccess> Worker<A> {
     }
 }
 
+/// Bytes of a request, and of an answer, at most: the server's own limit for data, and room for headers. Descriptors of a
+/// chain may name the same memory many times over, so a chain's length is no measure of what the guest has.
+const LARGEST: usize = (1 << 20) + 4096;
+
 /// Answers one request; returns the bytes of the answer. A request that the server cannot read is given back without
 /// one: only a broken guest sends it, and it hurts nobody else.
 fn answer<A: FileAccess>(
@@ -67,7 +71,12 @@ fn answer<A: FileAccess>(
     let reader = Reader::from_descriptor_chain(memory, chain.clone());
     let writer = VirtioFsWriter::new(memory, chain.clone());
     let (reader, writer) = match (reader, writer) {
-        (Ok(reader), Ok(writer)) => (reader, Writer::VirtioFs(writer)),
+        (Ok(mut reader), Ok(mut writer)) => {
+            // The rest of a longer request is cut off; an error means that it is shorter.
+            let _ = reader.split_at(LARGEST);
+            let _ = writer.split_at(LARGEST);
+            (reader, Writer::VirtioFs(writer))
+        }
         (Err(cause), _) | (_, Err(cause)) => {
             debug!("fs: a request outside of memory: {cause}");
             return 0;

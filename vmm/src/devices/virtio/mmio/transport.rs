@@ -6,9 +6,7 @@ use log::{debug, warn};
 use virtio_queue::{Queue as Ring, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::device::{
-    Activation, DeviceState, Identity, Signal, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1,
-};
+use super::super::device::{Activation, DeviceState, Identity, Signal, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1};
 use super::super::queue::{Queue, QueueState};
 use super::super::runner::Mailbox;
 use super::interrupt::Interrupt;

@@ -64,8 +64,7 @@ const SIZES: &[u16] = &[8, 4];
 fn bench() -> Bench {
     let memory = Arc::new(memory::cold(2).unwrap());
     let counts = Arc::new(Counts::default());
-    let (runner, mailbox) =
-        Runner::new("probe", Probe { counts: Arc::clone(&counts), queues: Vec::new() }).unwrap();
+    let (runner, mailbox) = Runner::new("probe", Probe { counts: Arc::clone(&counts), queues: Vec::new() }).unwrap();
     thread::spawn(move || {
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(runner);

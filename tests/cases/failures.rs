@@ -1,0 +1,108 @@
+//! What cannot be is refused in words, and leaves nothing.
+
+use std::fs;
+use std::io::Write;
+
+use husk_tests::ctr::{Output, Run};
+use husk_tests::host::leaves_nothing;
+
+use crate::busybox;
+
+fn refused(output: &Output, words: &[&str]) {
+    let errors = output.errors();
+    assert!(output.status != 0 && output.status != 124, "status {}: {errors}", output.status);
+    for word in words {
+        assert!(errors.contains(word), "{word:?} is not in: {errors}");
+    }
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    leaves_nothing(|| {
+        let root = busybox();
+        refused(&Run::on_directory("missing", root.path()).run(&["/bin/nosuch"]), &["/bin/nosuch", "no such file"]);
+        refused(
+            &Run::on_directory("inpath", root.path()).run(&["nosuch"]),
+            &["nosuch", "executable file not found in $PATH"],
+        );
+    });
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_named() {
+    leaves_nothing(|| {
+        let root = busybox();
+        fs::write(root.path().join("bin/text"), "no program\n").unwrap();
+        refused(&Run::on_directory("text", root.path()).run(&["/bin/text"]), &["/bin/text", "permission denied"]);
+        fs::File::create(root.path().join("bin/junk")).unwrap().write_all(b"\x7fELFjunk").unwrap();
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(root.path().join("bin/junk"), fs::Permissions::from_mode(0o755)).unwrap();
+        refused(&Run::on_directory("junk", root.path()).run(&["/bin/junk"]), &["/bin/junk", "exec format error"]);
+    });
+}
+
+#[test]
+fn a_missing_root_is_named() {
+    leaves_nothing(|| {
+        let nowhere = std::path::Path::new("/nowhere/at/all");
+        refused(&Run::on_directory("noroot", nowhere).run(&["true"]), &["/nowhere/at/all"]);
+    });
+}
+
+#[test]
+fn a_bind_mount_is_refused_in_words() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let output = Run::on_directory("tty", root.path())
+            .flags(&["--mount", "type=bind,src=/etc,dst=/x,options=rbind"])
+            .run(&["true"]);
+        refused(&output, &["/etc", "/x"]);
+    });
+}
+
+/// A configuration of its own, by `ctr run --runtime-config-path`.
+fn configured(id: &str, root: &std::path::Path, text: &str) -> (Output, String) {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    fs::write(file.path(), text).unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    (Run::on_directory(id, root).flags(&["--runtime-config-path", &path]).run(&["true"]), path)
+}
+
+#[test]
+fn a_configuration_key_that_is_not_known_is_named_with_its_line() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let (output, path) = configured("badkey", root.path(), "[vm]\nvcpus = 1\nmemroy_mib = 64\n");
+        refused(&output, &[&path, "line 3", "memroy_mib"]);
+    });
+}
+
+#[test]
+fn a_guest_that_panics_at_boot_is_told_with_its_last_lines() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let (output, _) =
+            configured("panic", root.path(), "[vm]\nkernel_cmdline = \"rdinit=/nosuch root=/dev/none\"\n");
+        refused(&output, &["reset itself", "Kernel panic"]);
+    });
+}
+
+#[test]
+fn a_guest_that_is_not_ready_in_time_is_ended() {
+    leaves_nothing(|| {
+        let root = busybox();
+        // Nobody is at the end of this console: the kernel waits in its early start for longer than the limit.
+        let text = "[vm]\nkernel_cmdline = \"boot_delay=10000 loglevel=7 lpj=1000000000\"\n[limits]\nready_s = 1\n";
+        let (output, _) = configured("late", root.path(), text);
+        refused(&output, &["1 s"]);
+    });
+}
+
+#[test]
+fn too_much_memory_is_refused() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let run = Run::on_directory("huge", root.path()).flags(&["--memory-limit", "1152921504606846976"]);
+        refused(&run.run(&["true"]), &["memory"]);
+    });
+}

@@ -1,0 +1,123 @@
+//! What a container sees of its machine.
+
+use std::fs;
+
+use husk_tests::ctr::{Run, Runtime, must, task};
+use husk_tests::host::leaves_nothing;
+
+use crate::busybox;
+
+/// `ctr` mounts no cgroups by itself.
+const CGROUPS: [&str; 2] = ["--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro"];
+
+#[test]
+fn the_kernel_is_the_guests_own() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let with = |id: &str, runtime| Run::on_directory(id, root.path()).runtime(runtime).run(&["uname", "-r"]).text();
+        assert_eq!(with("runc", Runtime::Runc), host);
+        let guest = with("husk", Runtime::Husk);
+        assert!(guest != host && guest.trim().ends_with("-husk"), "{guest}");
+    });
+}
+
+#[test]
+fn kvm_shows_the_machine_while_it_runs() {
+    let machines =
+        || fs::read_dir("/sys/kernel/debug/kvm").unwrap().filter(|e| e.as_ref().unwrap().path().is_dir()).count();
+    leaves_nothing(|| {
+        let root = busybox();
+        let before = machines();
+        let running = Run::on_directory("kvm", root.path()).start(&["sh", "-c", "touch /started; exec sleep 1000"]);
+        while !root.path().join("started").exists() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert_eq!(machines(), before + 1);
+        must(&["task", "kill", "-s", "KILL", "kvm"]);
+        assert_eq!(running.wait().status, 137);
+    });
+}
+
+#[test]
+fn namespaces_and_identity() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let script = "echo $$; id -u; id -g; pwd; echo $FOO; ps | grep -c husk; cat /proc/self/cgroup";
+        let run = Run::on_directory("identity", root.path());
+        let flags = ["--user", "1000:1000", "--cwd", "/tmp", "--env", "FOO=bar"];
+        let output = run.flags(&flags).run(&["sh", "-c", script]);
+        let wanted = "1\n1000\n1000\n/tmp\nbar\n0\n0::/pod/identity\n";
+        assert_eq!(output.text(), wanted, "status {}: {}{}", output.status, output.text(), output.errors());
+    });
+}
+
+#[test]
+fn the_root_is_the_hosts_directory() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let script =
+            "echo from guest >/written; chmod 640 /written; chown 5:6 /written; ln -s written /link; readlink /link";
+        let output = Run::on_directory("files", root.path()).run(&["sh", "-c", script]);
+        assert_eq!((output.status, &*output.text()), (0, "written\n"), "{}", output.errors());
+        let path = root.path().join("written");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "from guest\n");
+        use std::os::unix::fs::MetadataExt;
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o640, 5, 6));
+    });
+}
+
+#[test]
+fn a_read_only_root_is_read_only() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let output = Run::on_directory("ro", root.path()).flags(&["--read-only"]).run(&["touch", "/x"]);
+        assert!(output.status != 0 && output.errors().contains("Read-only file system"), "{}", output.errors());
+        assert!(!root.path().join("x").exists());
+    });
+}
+
+#[test]
+fn a_memory_limit_sizes_the_machine_and_holds() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let run = Run::on_directory("limit", root.path()).flags(&["--memory-limit", "67108864"]).flags(&CGROUPS);
+        let output = run.run(&[
+            "sh",
+            "-c",
+            "grep MemTotal /proc/meminfo; cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/memory.max",
+        ]);
+        let text = output.text();
+        let kib: u64 = text.split_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!(kib < 128 * 1024, "64 MiB and 64 of overhead: {text}");
+        assert!(text.ends_with("\n67108864\n"), "{text}{}", output.errors());
+    });
+}
+
+#[test]
+fn cpus_follow_the_quota() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let run = Run::on_directory("cpus", root.path()).flags(&["--cpus", "1.5"]).flags(&CGROUPS);
+        // The second CPU comes up after the container's start: it is waited for.
+        let script = "while [ \"$(grep -c ^processor /proc/cpuinfo)\" -lt 2 ]; do :; done; grep -c ^processor /proc/cpuinfo; cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpu.max";
+        let output = run.run(&["sh", "-c", script]);
+        assert_eq!(output.text(), "2\n150000 100000\n", "{}", output.errors());
+    });
+}
+
+#[test]
+fn the_tasks_process_is_in_the_pods_cgroup() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = Run::on_directory("cgroup", root.path()).start(&["sh", "-c", "touch /started; exec sleep 1000"]);
+        while !root.path().join("started").exists() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let pid = task("cgroup").unwrap().0;
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap(), "0::/default/husk-cgroup\n");
+        must(&["task", "kill", "-s", "KILL", "cgroup"]);
+        assert_eq!(running.wait().status, 137);
+    });
+}

@@ -1,0 +1,216 @@
+//! From the start of a container to its exit status.
+
+use std::fs;
+
+use husk_tests::ctr::{Run, Running, ctr, deleted_with, must, task};
+use husk_tests::host::{find_processes, leaves_nothing};
+
+use crate::busybox;
+
+/// Waits until the container's program has said that it runs.
+fn wait_for_file(path: &std::path::Path) {
+    while !path.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// A container whose program runs until it is killed.
+fn sleeper(id: &str, root: &tempfile::TempDir) -> Running {
+    let running = Run::on_directory(id, root.path()).start(&["sh", "-c", "touch /started; exec sleep 1000"]);
+    wait_for_file(&root.path().join("started"));
+    running
+}
+
+#[test]
+fn ctr_run_prints_hello() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let output = Run::on_directory("hello", root.path()).run(&["echo", "hello"]);
+        assert_eq!((output.status, output.text().as_str(), output.errors().as_str()), (0, "hello\n", ""));
+    });
+}
+
+#[test]
+fn statuses_are_exact() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let status = |id: &str, command: &[&str]| Run::on_directory(id, root.path()).run(command).status;
+        assert_eq!(status("true", &["true"]), 0);
+        assert_eq!(status("false", &["false"]), 1);
+        assert_eq!(status("exit37", &["sh", "-c", "exit 37"]), 37);
+        assert_eq!(status("exit255", &["sh", "-c", "exit 255"]), 255);
+        assert_eq!(status("term", &["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"]), 143);
+    });
+}
+
+#[test]
+fn init_killed_by_kill_is_137() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = sleeper("kill", &root);
+        must(&["task", "kill", "-s", "KILL", "kill"]);
+        assert_eq!(running.wait().status, 137);
+    });
+}
+
+#[test]
+fn term_to_an_init_without_a_handler_leaves_it_running() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = sleeper("stubborn", &root);
+        must(&["task", "kill", "-s", "TERM", "stubborn"]);
+        assert_eq!(task("stubborn").unwrap().1, "RUNNING");
+        must(&["task", "kill", "-s", "KILL", "stubborn"]);
+        assert_eq!(running.wait().status, 137);
+    });
+}
+
+#[test]
+fn term_reaches_a_handler() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let script = "trap 'echo caught; exit 5' TERM; touch /started; while :; do sleep 1; done";
+        let running = Run::on_directory("handler", root.path()).start(&["sh", "-c", script]);
+        wait_for_file(&root.path().join("started"));
+        must(&["task", "kill", "-s", "TERM", "handler"]);
+        let output = running.wait();
+        assert_eq!((output.status, output.text().as_str()), (5, "caught\n"));
+    });
+}
+
+#[test]
+fn kill_all_reaches_every_process() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let script = "trap 'echo init' TERM; sh -c 'trap \"echo child; exit\" TERM; touch /started; while :; do sleep 1; done' & wait; wait";
+        let running = Run::on_directory("all", root.path()).start(&["sh", "-c", script]);
+        wait_for_file(&root.path().join("started"));
+        must(&["task", "kill", "-a", "-s", "TERM", "all"]);
+        let output = running.wait();
+        let mut lines: Vec<String> = output.text().lines().map(str::to_owned).collect();
+        lines.sort();
+        assert_eq!(lines, ["child", "init"], "{}", output.errors());
+    });
+}
+
+#[test]
+fn create_start_kill_delete_by_hand() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let path = root.path().to_str().unwrap();
+        must(&[
+            "container",
+            "create",
+            "--runtime",
+            "io.containerd.husk.v2",
+            "--rootfs",
+            path,
+            "steps",
+            "sleep",
+            "1000",
+        ]);
+        // `ctr task start -d` is Create and Start.
+        must(&["task", "start", "-d", "steps"]);
+        let (pid, state) = task("steps").unwrap();
+        assert_eq!(state, "RUNNING");
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(), "husk-stub\n");
+        let pids = must(&["task", "ps", "steps"]);
+        assert!(pids.contains(&pid.to_string()), "{pids}");
+        let refused = ctr(&["task", "delete", "steps"]);
+        assert_ne!(refused.status, 0, "a running task is not deleted");
+        must(&["task", "kill", "-s", "KILL", "steps"]);
+        while task("steps").unwrap().1 != "STOPPED" {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the task's pid is gone with its exit");
+        let again = ctr(&["task", "kill", "-s", "KILL", "steps"]);
+        assert!(again.status != 0 && again.errors().contains("not found"), "{}", again.errors());
+        assert_eq!(deleted_with("steps", &[]), 137);
+        must(&["container", "delete", "steps"]);
+    });
+}
+
+#[test]
+fn what_is_not_built_yet_answers_in_words() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = sleeper("notyet", &root);
+        for words in [
+            &["task", "exec", "--exec-id", "e", "notyet", "/bin/true"][..],
+            &["task", "pause", "notyet"],
+            &["task", "metrics", "notyet"],
+        ] {
+            let output = ctr(words);
+            assert!(output.status != 0 && output.errors().contains("husk cannot"), "{words:?}: {}", output.errors());
+        }
+        assert_eq!(task("notyet").unwrap().1, "RUNNING");
+        must(&["task", "kill", "-s", "KILL", "notyet"]);
+        assert_eq!(running.wait().status, 137);
+    });
+}
+
+#[test]
+fn the_same_id_twice_is_refused() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = sleeper("twice", &root);
+        let second = Run::on_directory("twice", root.path()).run(&["true"]);
+        assert!(second.status != 0 && second.errors().contains("already exists"), "{}", second.errors());
+        assert_eq!(task("twice").unwrap().1, "RUNNING");
+        must(&["task", "kill", "-s", "KILL", "twice"]);
+        assert_eq!(running.wait().status, 137);
+    });
+}
+
+#[test]
+fn a_killed_stub_kills_its_container() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = sleeper("stub", &root);
+        let pid = task("stub").unwrap().0.to_string();
+        assert!(std::process::Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+        assert_eq!(running.wait().status, 137);
+    });
+}
+
+#[test]
+fn a_killed_vmm_ends_its_container() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = sleeper("vmm", &root);
+        let vmm = find_processes("husk-vmm");
+        assert_eq!(vmm.len(), 1);
+        assert!(std::process::Command::new("kill").args(["-9", &vmm[0].to_string()]).status().unwrap().success());
+        assert_eq!(running.wait().status, 137);
+    });
+}
+
+#[test]
+fn a_killed_shim_takes_everything_with_it() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = sleeper("shim", &root);
+        let shim = find_processes("containerd-shim-husk-v2");
+        assert_eq!(shim.len(), 1);
+        assert!(std::process::Command::new("kill").args(["-9", &shim[0].to_string()]).status().unwrap().success());
+        // containerd runs `delete` and tells its client the exit.
+        assert_eq!(running.wait().status, 137);
+        assert!(find_processes("husk-vmm").is_empty());
+    });
+}
+
+#[test]
+fn a_killed_client_leaves_a_task_that_can_be_ended() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let running = sleeper("client", &root);
+        for pid in find_processes("ctr run") {
+            // One of them is the time limit around the other, and may have gone with it.
+            let _ = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+        let _ = running.wait();
+        assert_eq!(task("client").unwrap().1, "RUNNING");
+        assert_eq!(deleted_with("client", &["-f"]), 137);
+        must(&["container", "delete", "client"]);
+    });
+}

@@ -1,0 +1,211 @@
+//! `ctr`, as a person uses it. Nothing waits for ever: a command that hangs is killed and its status is 124.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+/// Seconds after which a command counts as hung.
+const LIMIT_S: &str = "120";
+
+/// A runtime of containerd's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// Ours.
+    Husk,
+    /// The one to compare with.
+    Runc,
+}
+
+impl Runtime {
+    /// What `--runtime` gets.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Husk => "io.containerd.husk.v2",
+            Self::Runc => "io.containerd.runc.v2",
+        }
+    }
+}
+
+/// What a command left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Its exit status, as a shell says it.
+    pub status: i32,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// The standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The standard error as text.
+    #[must_use]
+    pub fn errors(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}
+
+/// A `ctr` that runs.
+pub struct Running {
+    child: Child,
+    /// Its standard input; dropped, the input ends.
+    pub stdin: Option<std::process::ChildStdin>,
+    stdout: thread::JoinHandle<Vec<u8>>,
+    stderr: thread::JoinHandle<Vec<u8>>,
+}
+
+impl Running {
+    /// Waits for the end. The standard input stays open until then, unless it was taken: `ctr run` with an input that
+    /// ends at once hangs with every runtime.
+    #[must_use]
+    pub fn wait(mut self) -> Output {
+        let status = self.child.wait().unwrap();
+        drop(self.stdin);
+        let status = status.code().unwrap_or(-1);
+        Output { status, stdout: self.stdout.join().unwrap(), stderr: self.stderr.join().unwrap() }
+    }
+
+    /// The process of the time limit around `ctr`.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+/// Starts `ctr` with these arguments.
+#[must_use]
+pub fn start(args: &[&str]) -> Running {
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", LIMIT_S, "ctr"]).args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let read = |pipe: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    let stdin = child.stdin.take();
+    Running {
+        stdin,
+        stdout: thread::spawn(move || read(&mut out)),
+        stderr: thread::spawn(move || read(&mut err)),
+        child,
+    }
+}
+
+/// Runs `ctr` to its end.
+#[must_use]
+pub fn ctr(args: &[&str]) -> Output {
+    start(args).wait()
+}
+
+/// Runs `ctr`, which must succeed.
+pub fn must(args: &[&str]) -> String {
+    let output = ctr(args);
+    assert_eq!(output.status, 0, "ctr {args:?}: {}{}", output.text(), output.errors());
+    output.text()
+}
+
+/// A `ctr run --rm` to be.
+#[derive(Debug, Clone)]
+pub struct Run {
+    words: Vec<String>,
+    root: String,
+    id: String,
+}
+
+impl Run {
+    /// A container on a directory.
+    #[must_use]
+    pub fn on_directory(id: &str, directory: &Path) -> Self {
+        let root = directory.to_str().unwrap().to_owned();
+        // Without an image nobody sets a PATH.
+        let words = ["--rm", "--rootfs", "--env", "PATH=/bin"].map(str::to_owned).to_vec();
+        Self { words, root, id: id.to_owned() }.runtime(Runtime::Husk)
+    }
+
+    /// A container of an image.
+    #[must_use]
+    pub fn of_image(id: &str, image: &str) -> Self {
+        Self { words: vec!["--rm".to_owned()], root: image.to_owned(), id: id.to_owned() }.runtime(Runtime::Husk)
+    }
+
+    /// With another runtime than husk.
+    #[must_use]
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        if let Some(at) = self.words.iter().position(|word| word == "--runtime") {
+            self.words.drain(at..at + 2);
+        }
+        self.words.extend(["--runtime".to_owned(), runtime.name().to_owned()]);
+        self
+    }
+
+    /// With these flags of `ctr run` too.
+    #[must_use]
+    pub fn flags(mut self, flags: &[&str]) -> Self {
+        self.words.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    /// Starts it.
+    #[must_use]
+    pub fn start(&self, command: &[&str]) -> Running {
+        let words = self.words.iter().map(String::as_str);
+        let words: Vec<&str> =
+            ["run"].into_iter().chain(words).chain([&*self.root, &*self.id]).chain(command.iter().copied()).collect();
+        start(&words)
+    }
+
+    /// Runs it to its end.
+    #[must_use]
+    pub fn run(&self, command: &[&str]) -> Output {
+        self.start(command).wait()
+    }
+
+    /// Runs it to its end with this standard input.
+    #[must_use]
+    pub fn run_with_input(&self, input: &[u8], command: &[&str]) -> Output {
+        let mut running = self.start(command);
+        let mut stdin = running.stdin.take().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // A container that wants no more of it is not an error here.
+                let _ = stdin.write_all(input);
+            });
+            running.wait()
+        })
+    }
+}
+
+/// The task's line in `ctr task ls`: its pid and its state; none if it is not there.
+#[must_use]
+pub fn task(id: &str) -> Option<(u32, String)> {
+    must(&["task", "ls"]).lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next()? == id).then_some(())?;
+        Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
+    })
+}
+
+/// Deletes a task; returns the exit status that containerd had for it (`ctr` says it in a warning if it is not 0).
+///
+/// # Panics
+/// It cannot be deleted.
+#[must_use]
+pub fn deleted_with(id: &str, flags: &[&str]) -> u32 {
+    let words: Vec<&str> = ["task", "delete"].into_iter().chain(flags.iter().copied()).chain([id]).collect();
+    let output = ctr(&words);
+    assert_eq!(output.status, 0, "{}", output.errors());
+    let errors = output.errors();
+    let told = errors.split_once("non-zero exit code ").map(|(_, rest)| rest);
+    told.map_or(0, |rest| rest.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap())
+}

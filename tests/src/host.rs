@@ -1,0 +1,189 @@
+//! The leak check: what a host has before and after, so that what a container left is named.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::ctr::{Run, Runtime, must};
+use crate::rootfs;
+
+/// Time for what is on its way to its end: containerd closes a shim's connection and removes a bundle after it has
+/// answered its client.
+const SETTLE: Duration = Duration::from_secs(15);
+/// Shared memory that the host itself may have more of, in KiB: logs and state of containerd's on tmpfs.
+const SHMEM_SLACK_KIB: u64 = 256;
+/// Dying cgroups that the kernel may not have released yet, over what there were: runc leaves as many (its own cgroup,
+/// until the last reference of the memory controller is gone).
+const DYING_SLACK: u64 = 1;
+
+/// What a host has. Every entry says what it is.
+#[derive(Debug, Clone, Default)]
+struct Snapshot {
+    things: BTreeSet<String>,
+    containerd_descriptors: usize,
+    shmem_kib: u64,
+    dying: u64,
+}
+
+/// Runs `case` and fails if it has left anything on the host.
+///
+/// # Panics
+/// When the case fails, or something is left.
+pub fn leaves_nothing(case: impl FnOnce()) {
+    warm_up();
+    let before = Snapshot::take();
+    case();
+    let end = Instant::now() + SETTLE;
+    loop {
+        let left = Snapshot::take().beyond(&before);
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "left on the host:\n{}", left.join("\n"));
+        wait_for_change(&before);
+    }
+}
+
+/// What the first container of any runtime leaves (containerd's directories, the namespace's cgroup) is not a leak.
+fn warm_up() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let root = tempfile::tempdir().unwrap();
+        rootfs::busybox(root.path());
+        let output = Run::on_directory("warm-up", root.path()).runtime(Runtime::Runc).run(&["true"]);
+        assert_eq!(output.status, 0, "{}", output.errors());
+    });
+}
+
+/// Waits for a process that is too many to end; where there is none, a moment: nothing tells when containerd has closed
+/// a descriptor or the kernel has released a cgroup.
+fn wait_for_change(before: &Snapshot) {
+    let extra = processes().into_iter().find(|(_, name)| !before.things.contains(name));
+    let limit = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let pidfd = extra.and_then(|(pid, _)| pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok());
+    let mut fds: Vec<PollFd<'_>> = pidfd.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN)).collect();
+    let _ = poll(&mut fds, Some(&limit));
+}
+
+impl Snapshot {
+    fn take() -> Self {
+        // Clean pages and unused inodes hold memory and cgroups that nobody else does.
+        rustix::fs::sync();
+        fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        let mut things: BTreeSet<String> = processes().into_iter().map(|(_, name)| name).collect();
+        let mut add = |kind: &str, name: &str| {
+            things.insert(format!("{kind} {name}"));
+        };
+        let mounts = fs::read_to_string("/proc/1/mountinfo").unwrap();
+        mounts.lines().for_each(|line| add("mount", line));
+        let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+        sockets.lines().filter_map(|line| line.split_whitespace().nth(7)).for_each(|path| add("socket", path));
+        for directory in
+            ["/run/husk", "/run/containerd", "/run/netns", "/var/lib/containerd/io.containerd.runtime.v2.task"]
+        {
+            tree(Path::new(directory), &mut |path| add("path", path));
+        }
+        tree(Path::new("/sys/fs/cgroup"), &mut |path| {
+            if Path::new(path).is_dir() {
+                add("cgroup", path);
+            }
+        });
+        let snapshots = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots";
+        for directory in ["/sys/class/net", "/sys/kernel/debug/kvm", snapshots] {
+            names(directory).iter().for_each(|name| add(directory, name));
+        }
+        for device in names("/sys/block") {
+            let used = device.starts_with("dm-") || Path::new("/sys/block").join(&device).join("loop").exists();
+            if used {
+                add("block device", &device);
+            }
+        }
+        for pid in numbers() {
+            if let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) {
+                add("network namespace", &namespace.display().to_string());
+            }
+        }
+        // Tasks and bundles are paths already; snapshots are too, and the database's own are containers.
+        must(&["container", "ls", "-q"]).lines().for_each(|line| add("container", line));
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+        let stat = fs::read_to_string("/sys/fs/cgroup/cgroup.stat").unwrap();
+        Self {
+            things,
+            containerd_descriptors: containerd_descriptors(),
+            shmem_kib: value(&meminfo, "Shmem:"),
+            dying: value(&stat, "nr_dying_descendants"),
+        }
+    }
+
+    fn beyond(&self, before: &Self) -> Vec<String> {
+        let mut left: Vec<String> = self.things.difference(&before.things).cloned().collect();
+        let mut more = |what: &str, now: u64, then: u64, slack: u64| {
+            if now > then + slack {
+                left.push(format!("{what}: {now}, was {then}"));
+            }
+        };
+        more("containerd's descriptors", self.containerd_descriptors as u64, before.containerd_descriptors as u64, 0);
+        more("Shmem in KiB", self.shmem_kib, before.shmem_kib, SHMEM_SLACK_KIB);
+        more("dying cgroups", self.dying, before.dying, DYING_SLACK);
+        left
+    }
+}
+
+fn value(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn names(directory: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn numbers() -> Vec<i32> {
+    names("/proc").iter().filter_map(|name| name.parse().ok()).collect()
+}
+
+/// Processes that are not the kernel's, with their command lines. The pid is part of the name: one more of the same kind
+/// is one more.
+fn processes() -> Vec<(i32, String)> {
+    let describe = |pid: i32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        (!command.is_empty()).then(|| (pid, format!("process {pid} {command}")))
+    };
+    numbers().into_iter().filter_map(describe).collect()
+}
+
+/// How many descriptors containerd has open.
+///
+/// # Panics
+/// There is no containerd.
+#[must_use]
+pub fn containerd_descriptors() -> usize {
+    let pid = numbers()
+        .into_iter()
+        .find(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "containerd\n"));
+    names(&format!("/proc/{}/fd", pid.expect("containerd runs"))).len()
+}
+
+/// Every path below a directory.
+fn tree(directory: &Path, visit: &mut impl FnMut(&str)) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        visit(&entry.path().display().to_string());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            tree(&entry.path(), visit);
+        }
+    }
+}
+
+/// The children and their children of a process whose command line contains `word`, by pid.
+#[must_use]
+pub fn find_processes(word: &str) -> Vec<i32> {
+    processes().into_iter().filter(|(_, name)| name.contains(word)).map(|(pid, _)| pid).collect()
+}
