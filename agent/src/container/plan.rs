@@ -53,6 +53,30 @@ pub struct Plan {
     notices: Vec<&'static str>,
 }
 
+/// Limits of the document that are not applied yet.
+fn unapplied(resources: &LinuxResources) -> Vec<&'static str> {
+    [
+        (
+            resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()),
+            "linux.resources.devices is not applied yet",
+        ),
+        (resources.block_io().is_some(), "linux.resources.blockIO is not applied yet"),
+        (
+            resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty()),
+            "linux.resources.hugepageLimits is not applied yet",
+        ),
+        (resources.network().is_some(), "linux.resources.network is not applied yet"),
+        (resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()), "linux.resources.rdma is not applied yet"),
+        (
+            resources.unified().as_ref().is_some_and(|keys| !keys.is_empty()),
+            "linux.resources.unified is not applied yet",
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(there, notice)| there.then_some(notice))
+    .collect()
+}
+
 impl Plan {
     /// Checks a document.
     ///
@@ -86,6 +110,10 @@ impl Plan {
         if process.apparmor_profile().is_some() || process.selinux_label().is_some() {
             notices.push("AppArmor and SELinux do not exist in the guest: profile and label are not applied");
         }
+        if spec.hooks().is_some() {
+            notices.push("hooks are not run yet");
+        }
+        notices.extend(linux.resources().as_ref().map(unapplied).unwrap_or_default());
         Ok(Self { spec, process, args, linux, namespaces, notices })
     }
 
