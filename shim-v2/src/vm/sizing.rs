@@ -19,8 +19,8 @@ pub struct Size {
 }
 
 impl Size {
-    /// For a lone container: its memory limit and the guest's overhead, its CPU quota rounded up; where there is no
-    /// limit, the configured size. Never more CPUs than the host has.
+    /// For a lone container: its memory limit and the guest's overhead, its CPU quota rounded up (but not to more than
+    /// the host has: more would only wait for each other); where there is no limit, the configured size.
     #[must_use]
     pub fn of_container(spec: &Spec, config: &config::Vm, host_cpus: usize) -> Self {
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
@@ -37,9 +37,9 @@ impl Size {
         let cpu = resources.and_then(|resources| resources.cpu().as_ref());
         let quota = cpu.and_then(|cpu| cpu.quota()).and_then(|quota| u64::try_from(quota).ok()).filter(|q| *q > 0);
         let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
-        let wanted = quota.map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period));
         let most = MOST_CPUS.min(u64::try_from(host_cpus).unwrap_or(MOST_CPUS)).max(1);
-        Self { memory_mib, vcpus: u8::try_from(wanted.clamp(1, most)).unwrap_or(1) }
+        let vcpus = quota.map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period).clamp(1, most));
+        Self { memory_mib, vcpus: u8::try_from(vcpus).unwrap_or(1) }
     }
 }
 
@@ -62,6 +62,13 @@ mod tests {
         assert_eq!(size(r#"{"cpu": {"quota": 250000, "period": 100000}}"#, 8), (512, 3));
         assert_eq!(size(r#"{"cpu": {"quota": 250000, "period": 100000}}"#, 2), (512, 2));
         assert_eq!(size(r#"{"cpu": {"quota": 50000}}"#, 8), (512, 1));
+    }
+
+    #[test]
+    fn the_configured_cpus_are_taken_as_they_are() {
+        let spec: Spec = serde_json::from_str(r#"{"ociVersion": "1.0.2"}"#).unwrap();
+        let config = config::Vm { vcpus: 4, ..config::Vm::default() };
+        assert_eq!(Size::of_container(&spec, &config, 1).vcpus, 4);
     }
 
     #[test]
