@@ -1,6 +1,7 @@
 //! What a container sees of its machine.
 
 use std::fs;
+use std::io::Write;
 
 use husk_tests::ctr::{Run, Runtime, must, task};
 use husk_tests::host::leaves_nothing;
@@ -29,10 +30,9 @@ fn kvm_shows_the_machine_while_it_runs() {
     leaves_nothing(|| {
         let root = busybox();
         let before = machines();
-        let running = Run::on_directory("kvm", root.path()).start(&["sh", "-c", "touch /started; exec sleep 1000"]);
-        while !root.path().join("started").exists() {
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        let running = Run::on_directory("kvm", root.path())
+            .start(&["sh", "-c", "touch /started; exec sleep 1000"])
+            .has_made(&root.path().join("started"));
         assert_eq!(machines(), before + 1);
         must(&["task", "kill", "-s", "KILL", "kvm"]);
         assert_eq!(running.wait().status, 137);
@@ -43,7 +43,7 @@ fn kvm_shows_the_machine_while_it_runs() {
 fn namespaces_and_identity() {
     leaves_nothing(|| {
         let root = busybox();
-        let script = "echo $$; id -u; id -g; pwd; echo $FOO; ps | grep -c husk; cat /proc/self/cgroup";
+        let script = "echo $$; id -u; id -g; pwd; echo $FOO; ps | grep -c [h]usk; cat /proc/self/cgroup";
         let run = Run::on_directory("identity", root.path());
         let flags = ["--user", "1000:1000", "--cwd", "/tmp", "--env", "FOO=bar"];
         let output = run.flags(&flags).run(&["sh", "-c", script]);
@@ -96,14 +96,29 @@ fn a_memory_limit_sizes_the_machine_and_holds() {
 }
 
 #[test]
-fn cpus_follow_the_quota() {
+fn a_cpu_quota_holds() {
     leaves_nothing(|| {
         let root = busybox();
-        let run = Run::on_directory("cpus", root.path()).flags(&["--cpus", "1.5"]).flags(&CGROUPS);
-        // The second CPU comes up after the container's start: it is waited for.
-        let script = "while [ \"$(grep -c ^processor /proc/cpuinfo)\" -lt 2 ]; do :; done; grep -c ^processor /proc/cpuinfo; cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpu.max";
+        let run = Run::on_directory("quota", root.path()).flags(&["--cpus", "0.5"]).flags(&CGROUPS);
+        let script = "grep -c ^processor /proc/cpuinfo; cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/cpu.max";
         let output = run.run(&["sh", "-c", script]);
-        assert_eq!(output.text(), "2\n150000 100000\n", "{}", output.errors());
+        assert_eq!(output.text(), "1\n50000 100000\n", "{}", output.errors());
+    });
+}
+
+#[test]
+fn a_machine_with_two_cpus_uses_both() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let mut config = tempfile::NamedTempFile::new().unwrap();
+        config.write_all(b"[vm]\nvcpus = 2\n").unwrap();
+        let run = Run::on_directory("cpus", root.path());
+        let run = run.flags(&["--runtime-config-path", config.path().to_str().unwrap()]);
+        // The second CPU comes up after the container's start: it is waited for. Then each has to do something.
+        let script = "while [ \"$(grep -c ^processor /proc/cpuinfo)\" -lt 2 ]; do :; done; \
+            grep -c ^processor /proc/cpuinfo; for cpu in 0 1; do taskset -c $cpu cut -d' ' -f39 /proc/self/stat; done";
+        let output = run.run(&["sh", "-c", script]);
+        assert_eq!(output.text(), "2\n0\n1\n", "{}", output.errors());
     });
 }
 
@@ -111,10 +126,9 @@ fn cpus_follow_the_quota() {
 fn the_tasks_process_is_in_the_pods_cgroup() {
     leaves_nothing(|| {
         let root = busybox();
-        let running = Run::on_directory("cgroup", root.path()).start(&["sh", "-c", "touch /started; exec sleep 1000"]);
-        while !root.path().join("started").exists() {
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        let running = Run::on_directory("cgroup", root.path())
+            .start(&["sh", "-c", "touch /started; exec sleep 1000"])
+            .has_made(&root.path().join("started"));
         let pid = task("cgroup").unwrap().0;
         assert_eq!(fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap(), "0::/default/husk-cgroup\n");
         must(&["task", "kill", "-s", "KILL", "cgroup"]);

@@ -4,9 +4,16 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Seconds after which a command counts as hung.
 const LIMIT_S: &str = "120";
+/// Time for a container to start its program.
+const START: Duration = Duration::from_secs(60);
 
 /// A runtime of containerd's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +78,32 @@ impl Running {
         drop(self.stdin);
         let status = status.code().unwrap_or(-1);
         Output { status, stdout: self.stdout.join().unwrap(), stderr: self.stderr.join().unwrap() }
+    }
+
+    /// Waits until the container's program has made `path`, as a sign that it runs.
+    ///
+    /// # Panics
+    /// `ctr` ends before, or it takes too long.
+    #[must_use]
+    pub fn has_made(mut self, path: &Path) -> Self {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&watch, path.parent().unwrap(), inotify::WatchFlags::CREATE).unwrap();
+        let client = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
+        let end = Instant::now() + START;
+        while !path.exists() {
+            if self.child.try_wait().unwrap().is_some() {
+                let output = self.wait();
+                panic!("ctr ended with {}: {}{}", output.status, output.text(), output.errors());
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{} is not there after {START:?}", path.display());
+            let mut fds = [PollFd::new(&watch, PollFlags::IN), PollFd::new(&client, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec::try_from(left).unwrap())).unwrap();
+            if !fds[0].revents().is_empty() {
+                rustix::io::read(&watch, &mut [0u8; 4096]).unwrap();
+            }
+        }
+        self
     }
 
     /// The process of the time limit around `ctr`.

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-use crate::ctr::{Run, Runtime, must};
+use crate::ctr::{Run, Runtime, ctr, must};
 use crate::rootfs;
 
 /// Time for what is on its way to its end: containerd closes a shim's connection and removes a bundle after it has
@@ -37,7 +38,11 @@ struct Snapshot {
 pub fn leaves_nothing(case: impl FnOnce()) {
     warm_up();
     let before = Snapshot::take();
-    case();
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(case)) {
+        // What the case did not get to end must not fail the next ones.
+        remove_everything();
+        resume_unwind(panic);
+    }
     let end = Instant::now() + SETTLE;
     loop {
         let left = Snapshot::take().beyond(&before);
@@ -46,6 +51,19 @@ pub fn leaves_nothing(case: impl FnOnce()) {
         }
         assert!(Instant::now() < end, "left on the host:\n{}", left.join("\n"));
         wait_for_change(&before);
+    }
+}
+
+/// Ends every container and every process of husk's.
+fn remove_everything() {
+    for id in ctr(&["container", "ls", "-q"]).text().lines() {
+        let _ = ctr(&["task", "delete", "-f", id]);
+        let _ = ctr(&["container", "delete", id]);
+    }
+    for program in ["containerd-shim-husk-v2", "husk-vmm", "husk-stub"] {
+        if !processes_of(program).is_empty() {
+            kill_processes_of(program);
+        }
     }
 }
 
@@ -182,8 +200,23 @@ fn tree(directory: &Path, visit: &mut impl FnMut(&str)) {
     }
 }
 
-/// The children and their children of a process whose command line contains `word`, by pid.
+/// The processes that run this program, by pid.
 #[must_use]
-pub fn find_processes(word: &str) -> Vec<i32> {
-    processes().into_iter().filter(|(_, name)| name.contains(word)).map(|(pid, _)| pid).collect()
+pub fn processes_of(program: &str) -> Vec<i32> {
+    let runs = |pid: &i32| {
+        fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path.file_name().is_some_and(|name| name == program))
+    };
+    numbers().into_iter().filter(runs).collect()
+}
+
+/// Kills what [`processes_of`] this program finds.
+///
+/// # Panics
+/// There is none.
+pub fn kill_processes_of(program: &str) {
+    let found = processes_of(program);
+    assert!(!found.is_empty(), "no {program} runs");
+    for pid in found.into_iter().filter_map(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::ctr::must;
 
 /// The programs that tests use.
-const PROGRAMS: [&str; 33] = [
+const PROGRAMS: [&str; 34] = [
     "sh",
     "echo",
     "true",
@@ -42,6 +42,7 @@ const PROGRAMS: [&str; 33] = [
     "test",
     "printf",
     "cut",
+    "taskset",
 ];
 
 /// Makes a root with busybox.
