@@ -25,6 +25,7 @@ pub fn run() -> ExitCode {
         eprintln!("husk-agent is the first process of husk's guests and runs nowhere else");
         return ExitCode::from(2);
     }
+    let init_ns = boot::monotonic_ns();
     // The console, for what ends the agent: it is the last thing that the shim can show.
     if let Err(cause) = boot::prepare() {
         eprintln!("husk-agent: {cause}");
@@ -37,7 +38,7 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Err(cause) = runtime.block_on(serve()) {
+    if let Err(cause) = runtime.block_on(serve(init_ns)) {
         eprintln!("husk-agent: {cause}");
     }
     ExitCode::FAILURE
@@ -57,11 +58,11 @@ pub enum ServeError {
     Serve(#[from] ttrpc::Error),
 }
 
-async fn serve() -> Result<(), ServeError> {
+async fn serve(init_ns: u64) -> Result<(), ServeError> {
     let reaper = reaper::Reaper::start().map_err(ServeError::Reaper)?;
-    let ready_ns = boot::monotonic_ns();
+    let times = service::StartTimes { init_ns, ready_ns: boot::monotonic_ns() };
     let connection = vsock::dial(husk_protocol::streams::RPC_PORT).await.map_err(ServeError::Dial)?;
-    let service = Arc::new(service::Service::new(reaper, vsock::Vsock, ready_ns));
+    let service = Arc::new(service::Service::new(reaper, vsock::Vsock, times));
     // Its drop is how the agent learns that the host is gone: nothing is left to do for this guest then.
     service::serve(vsock::Tied::new(connection, boot::restart), service).await?;
     Ok(())

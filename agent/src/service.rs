@@ -120,11 +120,20 @@ enum Slot {
     Made(Arc<Container>),
 }
 
+/// The guest's CLOCK_MONOTONIC, in nanoseconds, at points of the start.
+#[derive(Debug, Clone, Copy)]
+pub struct StartTimes {
+    /// The kernel had started the agent.
+    pub init_ns: u64,
+    /// The agent was ready to dial the host.
+    pub ready_ns: u64,
+}
+
 /// The service.
 pub struct Service<D> {
     reaper: Reaper,
     dial: D,
-    ready_ns: u64,
+    times: StartTimes,
     events: Arc<Events>,
     sandbox: OnceLock<String>,
     containers: Mutex<HashMap<String, Slot>>,
@@ -151,11 +160,11 @@ where
 
 impl<D: Dial> Service<D> {
     /// A service without a sandbox.
-    pub fn new(reaper: Reaper, dial: D, ready_ns: u64) -> Self {
+    pub fn new(reaper: Reaper, dial: D, times: StartTimes) -> Self {
         Self {
             reaper,
             dial,
-            ready_ns,
+            times,
             events: Arc::default(),
             sandbox: OnceLock::new(),
             containers: Mutex::default(),
@@ -379,7 +388,8 @@ impl<D: Dial> Agent for Calls<D> {
             protocol_minor: version::MINOR,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
-            ready_ns: self.ready_ns,
+            ready_ns: self.times.ready_ns,
+            init_ns: self.times.init_ns,
             ..Default::default()
         })
     }

@@ -1,0 +1,180 @@
+//! Measures in the counting test bed: see `tests/bench/run`, which runs it there.
+//!
+//! The clock counts the machine's instructions (and waits for timers): 1 ms of it is a million instructions, a "vms"
+//! below. Runs of the runtimes are interleaved, so that what drifts drifts for both.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a measurement that cannot go on has failed"
+)]
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use husk_shim::VERSION;
+use husk_shim::config::Config;
+use husk_shim::vm::{Machine, Parts, Size};
+use husk_tests::ctr::{Run, Runtime};
+use husk_tests::rootfs;
+use serde_json::{Value, json};
+
+/// Runs that are thrown away before: containerd's and the kernel's first times.
+const WARM_UP: usize = 2;
+/// Starts of the machine alone.
+const BOOTS: usize = 5;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [runs, commit, date, qemu, out] = &arguments[..] else {
+        eprintln!("usage: husk-bench RUNS COMMIT DATE QEMU OUT");
+        std::process::exit(2);
+    };
+    let runs: usize = runs.parse().expect("RUNS is a number");
+    let thp = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap();
+    let boots: Vec<Value> = (0..=BOOTS).map(|_| boot()).skip(1).collect();
+    let ready = Summary::of(boots.iter().map(|boot| boot["ready_vms"].as_f64().unwrap()).collect());
+    println!("VMM start to agent ready, 1 vCPU, 128 MiB: {}", ready.text());
+    println!("  one of them: {}", boots[BOOTS / 2]);
+    let (runc, husk) = containers(runs);
+    let (runc_time, husk_time) = (Summary::of(times(&runc)), Summary::of(times(&husk)));
+    println!("ctr run --rm, busybox echo, runc: {}", runc_time.text());
+    println!("ctr run --rm, busybox echo, husk: {}", husk_time.text());
+    let ratio = husk_time.median / runc_time.median;
+    println!("husk / runc, of the medians: {ratio:.2}");
+    let report = json!({
+        "commit": commit, "date": date, "qemu": qemu, "host_kernel": release(), "transparent_hugepage": thp.trim(),
+        "unit": "vms: a million instructions of the whole machine, waits for timers included",
+        "ctr_run": { "runs": runs, "runc": runc_time.json(&runc), "husk": husk_time.json(&husk), "ratio": ratio },
+        "vmm_start_to_ready": { "vcpus": 1, "memory_mib": 128, "ready": ready.json(&boots) },
+    });
+    fs::write(out, serde_json::to_string_pretty(&report).unwrap()).unwrap();
+}
+
+fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim().to_owned()
+}
+
+/// Counters of the whole host.
+#[derive(Clone, Copy)]
+struct Counters {
+    faults: u64,
+    switches: u64,
+    processes: u64,
+}
+
+impl Counters {
+    fn now() -> Self {
+        let field = |text: &str, key: &str| -> u64 {
+            let line = text.lines().find(|line| line.split_whitespace().next() == Some(key)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let (vmstat, stat) = (fs::read_to_string("/proc/vmstat").unwrap(), fs::read_to_string("/proc/stat").unwrap());
+        Self { faults: field(&vmstat, "pgfault"), switches: field(&stat, "ctxt"), processes: field(&stat, "processes") }
+    }
+}
+
+/// What happened between `before` and now.
+fn measured(start: Instant, before: Counters) -> Value {
+    let elapsed = start.elapsed();
+    let after = Counters::now();
+    json!({
+        "vms": elapsed.as_secs_f64() * 1000.0,
+        "page_faults": after.faults - before.faults,
+        "context_switches": after.switches - before.switches,
+        "processes": after.processes - before.processes,
+    })
+}
+
+/// `runs` of each runtime, interleaved.
+fn containers(runs: usize) -> (Vec<Value>, Vec<Value>) {
+    let root = tempfile::tempdir().unwrap();
+    rootfs::busybox(root.path());
+    let (mut runc, mut husk) = (Vec::new(), Vec::new());
+    for run in 0..runs + WARM_UP {
+        for (runtime, into) in [(Runtime::Runc, &mut runc), (Runtime::Husk, &mut husk)] {
+            let container = Run::on_directory(&format!("bench{run}"), root.path()).runtime(runtime);
+            let (before, start) = (Counters::now(), Instant::now());
+            let output = container.run(&["echo", "hello"]);
+            let result = measured(start, before);
+            assert_eq!((output.status, &*output.text()), (0, "hello\n"), "{}", output.errors());
+            if run >= WARM_UP {
+                into.push(result);
+            }
+        }
+        eprintln!("bench: run {} of {}", run + 1, runs + WARM_UP);
+    }
+    (runc, husk)
+}
+
+fn times(results: &[Value]) -> Vec<f64> {
+    results.iter().map(|result| result["vms"].as_f64().unwrap()).collect()
+}
+
+/// One machine from the start of its VMM to the agent's answer.
+fn boot() -> Value {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let config = Config::default();
+        let console = directory.path().join("console");
+        let before = Counters::now();
+        let start = Instant::now();
+        let machine = Machine::spawn(Parts::of_version(VERSION)).unwrap();
+        machine.boot(Size { memory_mib: 128, vcpus: 1 }, &config, &console).await.unwrap();
+        let (_agent, health) = machine.agent(&config, &console).await.unwrap();
+        let mut result = measured(start, before);
+        let metrics = machine.metrics().await.unwrap();
+        let exits: u64 = metrics.exits.values().sum();
+        let fields = result.as_object_mut().unwrap();
+        let vms = fields.remove("vms").unwrap();
+        fields.insert("ready_vms".to_owned(), vms);
+        fields.insert("vmm_before_guest_vms".to_owned(), (metrics.process_to_guest_ns as f64 / 1e6).into());
+        // The guest's own clock starts a little after its kernel's entry.
+        fields.insert("guest_entry_to_init_vms".to_owned(), (health.init_ns as f64 / 1e6).into());
+        fields.insert("guest_entry_to_ready_vms".to_owned(), (health.ready_ns as f64 / 1e6).into());
+        fields.insert("exits_to_user_space".to_owned(), exits.into());
+        fields.insert("exits_by_reason".to_owned(), serde_json::to_value(&metrics.exits).unwrap());
+        fields.insert("exits_in_all".to_owned(), kvm_exits(machine.process().pid()).into());
+        machine.stop().await;
+        result
+    })
+}
+
+/// KVM's own counter of a machine's exits.
+fn kvm_exits(pid: u32) -> u64 {
+    let machines = fs::read_dir("/sys/kernel/debug/kvm").unwrap().flatten();
+    let ours = machines.map(|entry| entry.path()).find(|path| name(path).starts_with(&format!("{pid}-")));
+    fs::read_to_string(ours.unwrap().join("exits")).unwrap().trim().parse().unwrap()
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A median with its 95 % interval (of order statistics: no distribution is assumed).
+struct Summary {
+    median: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Summary {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let n = values.len();
+        // Ranks n/2 -+ 0.98 sqrt(n), rounded up: the binomial distribution's normal approximation.
+        let half = (n * 9604).div_ceil(10_000).isqrt() + 1;
+        let median = if n % 2 == 1 { values[n / 2] } else { f64::midpoint(values[n / 2 - 1], values[n / 2]) };
+        Self { median, low: values[(n / 2).saturating_sub(half)], high: values[(n / 2 + half).min(n - 1)] }
+    }
+
+    fn text(&self) -> String {
+        format!("median {:.1} vms ({:.1} to {:.1})", self.median, self.low, self.high)
+    }
+
+    fn json(&self, all: &[Value]) -> Value {
+        json!({ "median": self.median, "low": self.low, "high": self.high, "all": all })
+    }
+}
