@@ -25,7 +25,7 @@ pub fn run() -> ExitCode {
         eprintln!("husk-agent is the first process of husk's guests and runs nowhere else");
         return ExitCode::from(2);
     }
-    let init_ns = boot::monotonic_ns();
+    let init_tsc = boot::time_stamp_counter();
     // The console, for what ends the agent: it is the last thing that the shim can show.
     if let Err(cause) = boot::prepare() {
         eprintln!("husk-agent: {cause}");
@@ -38,7 +38,7 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Err(cause) = runtime.block_on(serve(init_ns)) {
+    if let Err(cause) = runtime.block_on(serve(init_tsc)) {
         eprintln!("husk-agent: {cause}");
     }
     ExitCode::FAILURE
@@ -58,9 +58,9 @@ pub enum ServeError {
     Serve(#[from] ttrpc::Error),
 }
 
-async fn serve(init_ns: u64) -> Result<(), ServeError> {
+async fn serve(init_tsc: u64) -> Result<(), ServeError> {
     let reaper = reaper::Reaper::start().map_err(ServeError::Reaper)?;
-    let times = service::StartTimes { init_ns, ready_ns: boot::monotonic_ns() };
+    let times = service::StartTimes { init_tsc, ready_ns: boot::monotonic_ns() };
     let connection = vsock::dial(husk_protocol::streams::RPC_PORT).await.map_err(ServeError::Dial)?;
     let service = Arc::new(service::Service::new(reaper, vsock::Vsock, times));
     // Its drop is how the agent learns that the host is gone: nothing is left to do for this guest then.

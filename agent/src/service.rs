@@ -120,12 +120,12 @@ enum Slot {
     Made(Arc<Container>),
 }
 
-/// The guest's CLOCK_MONOTONIC, in nanoseconds, at points of the start.
+/// Points of the guest's start.
 #[derive(Debug, Clone, Copy)]
 pub struct StartTimes {
-    /// The kernel had started the agent.
-    pub init_ns: u64,
-    /// The agent was ready to dial the host.
+    /// The kernel had started the agent: the time stamp counter.
+    pub init_tsc: u64,
+    /// The agent was ready to dial the host: CLOCK_MONOTONIC in nanoseconds.
     pub ready_ns: u64,
 }
 
@@ -389,7 +389,7 @@ impl<D: Dial> Agent for Calls<D> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
             ready_ns: self.times.ready_ns,
-            init_ns: self.times.init_ns,
+            init_tsc: self.times.init_tsc,
             ..Default::default()
         })
     }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use husk_protocol::control::{
@@ -237,9 +237,13 @@ impl Server {
                 Ok(Some(Reply::Done))
             }
             Request::Metrics => {
-                let process_to_guest_ns = self.counters.process_to_guest().unwrap_or_default().as_nanos();
-                let process_to_guest_ns = u64::try_from(process_to_guest_ns).unwrap_or(u64::MAX);
-                Ok(Some(Reply::Metrics(Metrics { exits: self.counters.exits(), process_to_guest_ns })))
+                let ns =
+                    |time: Option<Duration>| u64::try_from(time.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX);
+                Ok(Some(Reply::Metrics(Metrics {
+                    exits: self.counters.exits(),
+                    process_to_guest_ns: ns(self.counters.process_to_guest()),
+                    vcpus_to_guest_ns: ns(self.counters.vcpus_to_guest()),
+                })))
             }
             Request::AddShare(share) => {
                 let [directory] = exactly(descriptors, "add_share")?;

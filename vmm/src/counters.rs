@@ -33,6 +33,7 @@ const KINDS: [(Kind, &str); 5] = [
 pub struct Counters {
     exits: [AtomicU64; KINDS.len()],
     process_start: Instant,
+    vcpus_created: OnceLock<Duration>,
     first_entry: OnceLock<Duration>,
 }
 
@@ -40,12 +41,17 @@ impl Counters {
     /// All zero; `process_start` is when the VMM began.
     #[must_use]
     pub fn new(process_start: Instant) -> Self {
-        Self { exits: Default::default(), process_start, first_entry: OnceLock::new() }
+        Self { exits: Default::default(), process_start, vcpus_created: OnceLock::new(), first_entry: OnceLock::new() }
     }
 
     /// A vCPU came to user space.
     pub fn count(&self, kind: Kind) {
         self.exits[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The vCPUs are being created.
+    pub fn vcpus_created(&self) {
+        self.vcpus_created.get_or_init(|| self.process_start.elapsed());
     }
 
     /// A vCPU enters the guest.
@@ -65,6 +71,12 @@ impl Counters {
     pub fn process_to_guest(&self) -> Option<Duration> {
         self.first_entry.get().copied()
     }
+
+    /// From the vCPUs' creation to the first entry into the guest.
+    #[must_use]
+    pub fn vcpus_to_guest(&self) -> Option<Duration> {
+        Some(self.process_to_guest()?.saturating_sub(*self.vcpus_created.get()?))
+    }
 }
 
 #[cfg(test)]
@@ -81,7 +93,10 @@ mod tests {
         let expected = (1..).zip(KINDS).map(|(n, (_, name))| (name.to_owned(), n)).collect();
         assert_eq!(exits, expected);
         assert!(counters.process_to_guest().is_none());
+        counters.vcpus_created();
+        assert!(counters.vcpus_to_guest().is_none());
         counters.entered();
-        assert!(counters.process_to_guest().is_some());
+        assert!(counters.process_to_guest() >= counters.vcpus_to_guest());
+        assert!(counters.vcpus_to_guest().is_some());
     }
 }

@@ -211,6 +211,7 @@ impl Machine {
             vcpus: config.vcpus,
         };
         let entry = boot::load(&ram, image)?;
+        counters.vcpus_created();
         let fds = create_vcpus(&kvm, &vm, config.vcpus, entry)?;
 
         let bus = Arc::new(Bus::new(serial, transports));

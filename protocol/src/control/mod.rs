@@ -137,6 +137,8 @@ pub struct Metrics {
     pub exits: std::collections::BTreeMap<String, u64>,
     /// Monotonic nanoseconds from the start of the process to the first entry into the guest.
     pub process_to_guest_ns: u64,
+    /// Of these, the nanoseconds since the vCPUs were created, which is when the guest's time stamp counter began.
+    pub vcpus_to_guest_ns: u64,
 }
 
 /// Why a machine ended.
