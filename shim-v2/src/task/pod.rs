@@ -184,7 +184,8 @@ impl Pod {
             sandbox_id: self.id.clone(),
             entropy: entropy()?,
             wall_clock_ns: wall_clock_ns(),
-            hostname: spec.hostname().clone().unwrap_or_default(),
+            // Who sets none has the host's, as with runc.
+            hostname: spec.hostname().clone().filter(|name| !name.is_empty()).unwrap_or_else(host_name),
             log_nonce: log.nonce(),
             online_cpus: size.vcpus.into(),
             ..CreateSandboxRequest::default()
@@ -236,6 +237,10 @@ fn make_directory(path: &PathBuf) -> io::Result<()> {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => make(),
         other => other,
     }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn entropy() -> Result<Vec<u8>, TaskError> {
