@@ -55,7 +55,7 @@ pub fn leaves_nothing(case: impl FnOnce()) {
 }
 
 /// Ends every container and every process of husk's.
-fn remove_everything() {
+pub fn remove_everything() {
     for id in ctr(&["container", "ls", "-q"]).text().lines() {
         let _ = ctr(&["task", "delete", "-f", id]);
         let _ = ctr(&["container", "delete", id]);
