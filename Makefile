@@ -12,6 +12,8 @@ ROOT := target/testbed-root
 DESTDIR ?=
 PROGRAMS := -p husk-vmm -p husk-agent -p containerd-shim-husk-v2
 
+# One after the other, also with -j: the test bed takes what is built.
+.NOTPARALLEL:
 .PHONY: help setup build programs demo test bench suites install install-files check unit e2e clean
 
 help:
@@ -66,7 +68,7 @@ check:
 unit:
 	@cargo test --quiet --locked --workspace
 
-e2e:
+e2e: build
 	@tests/e2e/run
 
 clean:

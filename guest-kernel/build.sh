@@ -1,6 +1,7 @@
 #!/bin/bash
 # Builds the guest kernel: Debian's linux-source-6.12, `make tinyconfig` and config.fragment.
 #   build.sh            prints the path of the finished vmlinux as its last line
+# HUSK_KERNEL_VERSION names another version of the package than apt's candidate.
 # Cached by content under ~/.cache/husk/guest-kernel/<key>/; a second run only looks the key up.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -11,8 +12,8 @@ die() { say "error: $*"; exit 1; }
 package=linux-source-6.12
 version=${HUSK_KERNEL_VERSION:-$(apt-cache policy "$package" 2>/dev/null | awk '/Candidate:/ {print $2}')}
 # What was built before stays good while nobody asks for another version: a mirror that moved on must not cost minutes.
-content=$(cat "$here/config.fragment" "$here/build.sh" | sha256sum | cut -c1-16)
-if [ -z "${HUSK_KERNEL_VERSION:-}" ] && [ -e "$cache/$content/vmlinux" ]; then
+content=$( (cat "$here/config.fragment" "$here/build.sh"; echo "${HUSK_KERNEL_VERSION:-}") | sha256sum | cut -c1-16)
+if [ -e "$cache/$content/vmlinux" ]; then
   say "cached: $(cat "$cache/$content/version"), $(stat -c %s "$cache/$content/vmlinux") bytes"
   echo "$cache/$content/vmlinux"; exit 0
 fi

@@ -16,13 +16,21 @@ case ${ID:-}:${VERSION_ID:-} in
   *) die "this is ${PRETTY_NAME:-an unknown system}; husk's set-up knows Debian 12 and 13. Build in a container of debian:13, or install by hand: ${packages[*]}" ;;
 esac
 [ "$(uname -m)" = x86_64 ] || die "this is $(uname -m); husk runs on x86_64 only"
+[ "$(id -u)" = 0 ] || die "the test bed's image takes root to be built: run all of husk's make targets as root"
 command -v cargo >/dev/null || die "cargo is missing: install Rust (https://rustup.rs) and open a new shell"
-mkdir -p "$repo/target" "${HUSK_CACHE:-$HOME/.cache/husk}"
-enough() { # enough PATH MB: room for what is not there yet
-  local free; free=$(df --output=avail -BM "$1" | tail -n 1 | tr -dc 0-9)
-  [ "$free" -ge "$2" ] || die "$1 has $free MB free, and $2 are needed: make room, or set $3 to another place"
-}
-enough "$repo/target" 3000 CARGO_TARGET_DIR
+wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml")
+found=$(rustc --version | cut -d' ' -f2)
+[ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ] ||
+  die "this is Rust $found, and husk needs $wanted: rustup update stable, or install Rust by https://rustup.rs"
+for part in clippy fmt; do
+  cargo "$part" --version >/dev/null 2>&1 || die "cargo $part is missing: rustup component add clippy rustfmt"
+done
+target=${CARGO_TARGET_DIR:-$repo/target}
+mkdir -p "$repo/target" "$target" "${HUSK_CACHE:-$HOME/.cache/husk}"
+free=$(df --output=avail -BM "$target" | tail -n 1 | tr -dc 0-9)
+there=$(du -sm "$target" | cut -f1)
+[ $((free + there)) -ge 4000 ] ||
+  die "$target has $free MB free, and a build takes 4000: make room, or set CARGO_TARGET_DIR to another place"
 
 say "2/4 Debian packages"
 missing=()
@@ -31,11 +39,8 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
   say "to install: ${missing[*]}"
-  if [ "$(id -u)" = 0 ]; then root=(); elif command -v sudo >/dev/null; then root=(sudo); else
-    die "installing them takes root, and there is no sudo. Run as root: apt-get install --no-install-recommends ${missing[*]}"
-  fi
-  "${root[@]}" apt-get -q update >&2 || die "apt-get update failed: see above"
-  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}" >&2 ||
+  apt-get -q update >&2 || die "apt-get update failed: see above"
+  DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}" >&2 ||
     die "apt-get install failed: see above"
 fi
 
@@ -44,6 +49,5 @@ kernel=$("$repo/guest-kernel/build.sh" | tail -n 1)
 ln -sfn "$kernel" "$repo/target/vmlinux"
 
 say "4/4 the test bed's image"
-[ "$(id -u)" = 0 ] || die "building the test bed's image takes root: run make setup as root once"
 "$repo/tests/testbed/image.sh" >/dev/null
 say "done"

@@ -8,8 +8,9 @@ use containerd_shim_protos::api::DeleteResponse;
 use protobuf::{Message, MessageField};
 
 use crate::args::Arguments;
+use crate::host::cgroup::CgroupError;
+use crate::host::pod_directory;
 use crate::host::state::{State, remove_directory};
-use crate::host::{cgroup, pod_directory};
 
 /// A process that does not die in this time is said; containerd kills `delete` itself after 5 s.
 const KILL_MS: i64 = 1000;
@@ -24,7 +25,7 @@ pub enum DeleteError {
     State(String, io::Error),
     /// The cgroup.
     #[error(transparent)]
-    Cgroup(#[from] cgroup::CgroupError),
+    Cgroup(#[from] CgroupError),
     /// The directory.
     #[error("cannot remove the directory of pod {0}: {1}")]
     Directory(String, io::Error),
@@ -40,19 +41,14 @@ pub enum DeleteError {
 pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
     let id = &arguments.id;
     let directory = pod_directory(&arguments.namespace, id);
-    let state = match State::read(&directory) {
-        // Not understood: it stays, because nothing else says what is to be ended. It is written whole or not at all.
-        Err(cause) => return Err(DeleteError::State(id.clone(), cause)),
-        Ok(state) => state,
-    };
-    if let Some(state) = state {
+    // Not understood: it stays, because nothing else says what is to be ended. It is written whole or not at all.
+    let read = || State::read(&directory).map_err(|cause| DeleteError::State(id.clone(), cause));
+    if let Some(state) = read()? {
         // The shim first: nobody else starts something then. With it go its children; the cgroup has them all.
         state.shim.kill(KILL_MS);
-        if let Some(path) = &state.cgroup {
-            cgroup::remove(path)?;
-        }
-        for process in &state.processes {
-            process.kill(KILL_MS / 10);
+        // Again: what it wrote last is what there is.
+        if let Some(state) = read()? {
+            state.end()?;
         }
         let _ = std::fs::remove_file(&state.socket);
     }

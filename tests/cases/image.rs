@@ -1,6 +1,6 @@
 //! The form `ctr run IMAGE`, on the overlayfs snapshotter.
 
-use husk_tests::ctr::{Run, Runtime, deleted_with, must};
+use husk_tests::ctr::{Run, Runtime, deleted_with, must, wait_for_state};
 use husk_tests::host::leaves_nothing;
 use husk_tests::rootfs::import;
 
@@ -45,13 +45,25 @@ fn changes_stay_in_the_containers_layer() {
 }
 
 #[test]
+fn the_native_snapshotter_works_too() {
+    image();
+    let native = ["--snapshotter", "native"];
+    // Unpacked here, as above.
+    let output = Run::of_image("unpack2", IMAGE).flags(&native).runtime(Runtime::Runc).run(&["true"]);
+    assert_eq!(output.status, 0, "{}", output.errors());
+    leaves_nothing(|| {
+        let run = Run::of_image("native", IMAGE).flags(&native);
+        let output = run.run(&["sh", "-c", "echo $FROM_IMAGE >/new; cat /new"]);
+        assert_eq!((output.status, &*output.text()), (0, "yes\n"), "{}", output.errors());
+    });
+}
+
+#[test]
 fn a_detached_container_of_an_image() {
     image();
     leaves_nothing(|| {
         must(&["run", "-d", "--runtime", "io.containerd.husk.v2", IMAGE, "detached", "sh", "-c", "exit 12"]);
-        while husk_tests::ctr::task("detached").unwrap().1 != "STOPPED" {
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        wait_for_state("detached", "STOPPED");
         assert_eq!(deleted_with("detached", &[]), 12);
         must(&["container", "delete", "detached"]);
     });

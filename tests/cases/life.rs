@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use husk_tests::ctr::{Run, Running, Runtime, ctr, deleted_with, must, task};
+use husk_tests::ctr::{Run, Running, Runtime, ctr, deleted_with, must, task, wait_for_state};
 use husk_tests::host::{kill_processes_of, leaves_nothing, processes_of};
 
 use crate::busybox;
@@ -112,9 +112,7 @@ fn create_start_kill_delete_by_hand() {
         let refused = ctr(&["task", "delete", "steps"]);
         assert_ne!(refused.status, 0, "a running task is not deleted");
         must(&["task", "kill", "-s", "KILL", "steps"]);
-        while task("steps").unwrap().1 != "STOPPED" {
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        wait_for_state("steps", "STOPPED");
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the task's pid is gone with its exit");
         let again = ctr(&["task", "kill", "-s", "KILL", "steps"]);
         assert!(again.status != 0 && again.errors().contains("not found"), "{}", again.errors());
@@ -201,6 +199,25 @@ fn a_killed_shim_takes_everything_with_it() {
         assert_eq!(husk, runc);
         assert_eq!(task("husk"), None);
         assert!(processes_of("husk-vmm").is_empty() && processes_of("husk-stub").is_empty());
+    });
+}
+
+#[test]
+fn a_shim_killed_after_the_containers_end_leaves_nothing() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let path = root.path().to_str().unwrap();
+        must(&["run", "-d", "--runtime", Runtime::Husk.name(), "--rootfs", path, "ended", "/bin/true"]);
+        wait_for_state("ended", "STOPPED");
+        kill_processes_of("containerd-shim-husk-v2");
+        // containerd runs `delete`, and forgets the task.
+        while task("ended").is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        must(&["container", "delete", "ended"]);
+        for entry in fs::read_dir("/run/containerd/fifo").unwrap() {
+            fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
     });
 }
 

@@ -8,6 +8,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod document;
 mod failures;
 mod guest;
 mod image;

@@ -1,7 +1,10 @@
 //! Many containers: one after the other, and at once.
 
+use std::io::Write;
+
 use husk_tests::ctr::Run;
-use husk_tests::host::leaves_nothing;
+use husk_tests::host::{leaves_nothing, processes_of};
+use tempfile::TempDir;
 
 use crate::busybox;
 
@@ -23,10 +26,18 @@ fn twenty_in_a_row() {
 fn five_at_once() {
     leaves_nothing(|| {
         let roots: Vec<_> = (0..5).map(|_| busybox()).collect();
-        std::thread::scope(|scope| {
-            for (number, root) in (0..5).zip(&roots) {
-                scope.spawn(move || run_one(&format!("once{number}"), number, root.path()));
-            }
-        });
+        let script = |number: i32| format!("touch /started; read word; echo $word {number}; exit {number}");
+        let start = |number: i32, root: &TempDir| {
+            Run::on_directory(&format!("once{number}"), root.path()).start(&["sh", "-c", &script(number)])
+        };
+        let running: Vec<_> = (0..5).zip(&roots).map(|(number, root)| start(number, root)).collect();
+        let running = running.into_iter().zip(&roots).map(|(one, root)| one.has_made(&root.path().join("started")));
+        let running: Vec<_> = running.collect();
+        assert_eq!(processes_of("husk-vmm").len(), 5);
+        for (number, mut one) in (0..5).zip(running) {
+            one.stdin.take().unwrap().write_all(b"number\n").unwrap();
+            let output = one.wait();
+            assert_eq!((output.status, output.text()), (number, format!("number {number}\n")), "{}", output.errors());
+        }
     });
 }

@@ -76,7 +76,8 @@ impl Running {
     pub fn wait(mut self) -> Output {
         let status = self.child.wait().unwrap();
         drop(self.stdin);
-        let status = status.code().unwrap_or(-1);
+        // The limit's second signal ends the limit's process too.
+        let status = status.code().unwrap_or(124);
         Output { status, stdout: self.stdout.join().unwrap(), stderr: self.stderr.join().unwrap() }
     }
 
@@ -227,6 +228,18 @@ pub fn task(id: &str) -> Option<(u32, String)> {
         (words.next()? == id).then_some(())?;
         Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
     })
+}
+
+/// Waits until the task is in this state: `ctr` has no command that tells of it.
+///
+/// # Panics
+/// It takes longer than a start may.
+pub fn wait_for_state(id: &str, state: &str) {
+    let end = Instant::now() + START;
+    while task(id).is_none_or(|(_, now)| now != state) {
+        assert!(Instant::now() < end, "{id} is not {state}: {:?}", task(id));
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Deletes a task; returns the exit status that containerd had for it (`ctr` says it in a warning if it is not 0).

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::ctr::must;
 
 /// The programs that tests use.
-const PROGRAMS: [&str; 34] = [
+const PROGRAMS: [&str; 35] = [
     "sh",
     "echo",
     "true",
@@ -43,6 +43,7 @@ const PROGRAMS: [&str; 34] = [
     "printf",
     "cut",
     "taskset",
+    "sed",
 ];
 
 /// Makes a root with busybox.

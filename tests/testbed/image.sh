@@ -18,8 +18,8 @@ for tool in mmdebstrap mke2fs cpio xz; do
   command -v "$tool" >/dev/null || die "$tool is missing: run make setup"
 done
 # The mirror that this machine uses; trixie's keyring comes with the machine's own.
-mirror=${HUSK_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | sort -u | head -n 1)}
-[ -n "$mirror" ] || die "apt knows no mirror: set HUSK_DEBIAN_MIRROR to one that has trixie"
+mirror=${HUSK_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' | sed -n 's/^Debian \(http.*\)/\1/p' | grep -v security | sort -u | head -n 1 || true)}
+[ -n "$mirror" ] || die "apt knows no mirror: run apt-get update, or set HUSK_DEBIAN_MIRROR to one that has trixie"
 
 mkdir -p "$cache"
 work=$(mktemp -d "$cache/new.XXXXXX")

@@ -12,7 +12,8 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use husk_protocol::control::{
-    Envelope, Exit, ExitReason, Failure, MachineConfig, MachineState, Message, Reply, Request, Socket, SocketError,
+    Envelope, Exit, ExitReason, Failure, MachineConfig, MachineState, Message, Metrics, Reply, Request, Socket,
+    SocketError,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -146,6 +147,13 @@ impl Vmm {
     }
 
     /// The process ends, with success, after its last message.
+    fn metrics(&mut self) -> Metrics {
+        match self.ask(Request::Metrics) {
+            Ok(Reply::Metrics(metrics)) => metrics,
+            other => panic!("no metrics: {other:?}"),
+        }
+    }
+
     fn ends(mut self) -> String {
         assert_eq!(self.receive(), None);
         assert!(self.child.wait().unwrap().success());
@@ -167,6 +175,8 @@ fn print(text: &[u8]) -> Vec<u8> {
 
 const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64]; // mov al, 0xfe; out 0x64, al
 const HALT: [u8; 2] = [0xfa, 0xf4]; // cli; hlt
+/// `out 0x80, al`, for ever.
+const WRITE_FOR_EVER: [u8; 4] = [0xe6, 0x80, 0xeb, 0xfc];
 const SPIN: [u8; 2] = [0xeb, 0xfe]; // jmp $
 const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b]; // ud2, without a table of handlers
 
@@ -207,18 +217,23 @@ fn a_halted_guest_is_found_by_asking() {
 #[test]
 #[ignore = "needs a working KVM: make test runs it in the test bed"]
 fn pauses_and_goes_on() {
-    let mut vmm = Vmm::with_guest(&SPIN, 2);
+    let mut vmm = Vmm::with_guest(&WRITE_FOR_EVER, 2);
     assert!(vmm.ask(Request::Pause).is_err(), "not started");
     vmm.ask(Request::Start).unwrap();
     for _ in 0..20 {
         assert_eq!(vmm.ask(Request::State), Ok(Reply::State(MachineState::Running)));
         assert_eq!(vmm.ask(Request::Pause), Ok(Reply::Done));
-        assert_eq!(vmm.ask(Request::State), Ok(Reply::State(MachineState::Paused)));
+        let paused = vmm.metrics().exits["port_out"];
+        for _ in 0..20 {
+            assert_eq!(vmm.ask(Request::State), Ok(Reply::State(MachineState::Paused)));
+        }
+        assert_eq!(vmm.metrics().exits["port_out"], paused, "it goes on while it is paused");
         assert!(vmm.ask(Request::Pause).is_err(), "paused already");
         assert_eq!(vmm.ask(Request::Resume), Ok(Reply::Done));
+        assert!((0..1000).any(|_| vmm.metrics().exits["port_out"] > paused), "it does not go on");
     }
-    let Ok(Reply::Metrics(metrics)) = vmm.ask(Request::Metrics) else { panic!("no metrics") };
-    assert!(metrics.exits["kick"] >= 40 && metrics.process_to_guest_ns > 0, "{metrics:?}");
+    let metrics = vmm.metrics();
+    assert!(metrics.exits["kick"] >= 20 && metrics.process_to_guest_ns > 0, "{metrics:?}");
     vmm.ask(Request::Stop).unwrap();
     vmm.ends();
 }

@@ -194,12 +194,6 @@ fn limits(resources: &LinuxResources) -> Vec<(&'static str, String)> {
         if let Some(idle) = cpu.idle() {
             limits.push(("cpu.idle", idle.to_string()));
         }
-        if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
-            limits.push(("cpuset.cpus", cpus.clone()));
-        }
-        if let Some(mems) = cpu.mems().as_ref().filter(|mems| !mems.is_empty()) {
-            limits.push(("cpuset.mems", mems.clone()));
-        }
     }
     if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
         limits.push(("pids.max", max_or(pids.limit())));

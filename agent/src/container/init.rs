@@ -70,6 +70,7 @@ fn prepare(plan: &Plan, root: &Path, stdio: &Stdio, pipes: &Pipes) -> Result<Pro
         mounts::mask(path)?;
     }
     process::set_limits(plan)?;
+    process::give_stdio(plan)?;
     // Before the root is read-only: the working directory is made if it is missing.
     let program = Program::find(plan)?;
     if plan.root_is_read_only() {

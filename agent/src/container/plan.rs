@@ -55,7 +55,13 @@ pub struct Plan {
 
 /// Limits of the document that are not applied yet.
 fn unapplied(resources: &LinuxResources) -> Vec<&'static str> {
+    let cpu = resources.cpu().as_ref();
+    let set = |list: Option<&String>| list.is_some_and(|list| !list.is_empty());
     [
+        (
+            set(cpu.and_then(|cpu| cpu.cpus().as_ref())) || set(cpu.and_then(|cpu| cpu.mems().as_ref())),
+            "linux.resources.cpu.cpus and mems name CPUs and nodes of the host, not the guest's: they are not applied yet",
+        ),
         (
             resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()),
             "linux.resources.devices is not applied yet",

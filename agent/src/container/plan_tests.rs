@@ -65,10 +65,10 @@ fn what_is_not_applied_is_said() {
         d["process"]["apparmorProfile"] = "cri-containerd.apparmor.d".into();
         d["hooks"] = serde_json::json!({ "poststop": [{ "path": "/bin/true" }] });
         d["linux"]["resources"] = serde_json::json!({
-            "devices": [{ "allow": false, "access": "rwm" }], "unified": { "memory.high": "1" }
+            "devices": [{ "allow": false, "access": "rwm" }], "unified": { "memory.high": "1" }, "cpu": { "cpus": "4-7" }
         });
     }));
-    assert_eq!(plan.unwrap().notices().len(), 5);
+    assert_eq!(plan.unwrap().notices().len(), 6);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
+use rustix::fs::{FileType, Mode, Uid};
 use rustix::thread::{
     CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
     set_keep_capabilities, set_no_new_privs,
@@ -137,6 +137,23 @@ pub(super) fn set_limits(plan: &Plan) -> Result<(), String> {
             let cause = io::Error::last_os_error();
             return Err(format!("cannot set resource limit {resource} to {soft} and {hard}: {cause}"));
         }
+    }
+    Ok(())
+}
+
+/// Gives the streams to the container's user, who may open them by name (`/dev/stdout`), as runc does.
+///
+/// # Errors
+/// The kernel's answer.
+pub(super) fn give_stdio(plan: &Plan) -> Result<(), String> {
+    let user = plan.process().user().uid();
+    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        // Not /dev/null, which is everybody's.
+        let given = rustix::fs::fstat(fd).and_then(|stat| match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Fifo => rustix::fs::fchown(fd, Some(Uid::from_raw(user)), None),
+            _ => Ok(()),
+        });
+        given.map_err(|cause| format!("cannot give the standard streams to user {user}: {cause}"))?;
     }
     Ok(())
 }

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::{self, CgroupError};
 use super::process::Identity;
 
 /// The file's name in the pod's directory.
 const NAME: &str = "state.json";
+/// Milliseconds for one process to die.
+const KILL_MS: i64 = 100;
 /// The file before it is whole.
 const TEMPORARY: &str = "state.json.new";
 
@@ -41,6 +44,20 @@ impl State {
         let temporary = directory.join(TEMPORARY);
         fs::write(&temporary, text)?;
         fs::rename(temporary, directory.join(NAME))
+    }
+
+    /// Ends the pod's cgroup, and the processes that are not in it yet.
+    ///
+    /// # Errors
+    /// Something in the cgroup does not die.
+    pub fn end(&self) -> Result<(), CgroupError> {
+        if let Some(path) = &self.cgroup {
+            cgroup::remove(path)?;
+        }
+        for process in &self.processes {
+            process.kill(KILL_MS);
+        }
+        Ok(())
     }
 
     /// Reads the file; none if there is none.

@@ -1,6 +1,7 @@
 //! A container: its state, its stub on the host, its streams.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::types::task::Status;
@@ -79,6 +80,8 @@ pub struct Container {
     /// Held by Start, by the report of the exit and by Delete, one after the other. Nothing else waits for it.
     pub lifecycle: AsyncMutex<()>,
     phase: watch::Sender<Phase>,
+    /// The guest has told its exit.
+    told: AtomicBool,
 }
 
 impl Container {
@@ -93,7 +96,18 @@ impl Container {
         lone: bool,
     ) -> Self {
         let phase = watch::Sender::new(Phase::Created);
-        Self { id, bundle, names, stdio, stub, share, lone, lifecycle: AsyncMutex::new(()), phase }
+        Self {
+            id,
+            bundle,
+            names,
+            stdio,
+            stub,
+            share,
+            lone,
+            lifecycle: AsyncMutex::new(()),
+            phase,
+            told: AtomicBool::new(false),
+        }
     }
 
     /// Where it is in its life.
@@ -121,6 +135,11 @@ impl Container {
             }
             first
         })
+    }
+
+    /// Whether the guest tells its exit for the first time: what else it tells of it means nothing.
+    pub fn is_told_once(&self) -> bool {
+        !self.told.swap(true, Ordering::Relaxed)
     }
 
     /// Waits until its program has ended.

@@ -97,10 +97,12 @@ impl TaskError {
                 Code::INVALID_ARGUMENT
             }
             Self::NotYet(_) => Code::UNIMPLEMENTED,
+            // The guest's word, so the list is short: another code makes containerd do something. (Unimplemented from
+            // Create, for one, makes it try an older interface.)
             Self::Agent(AgentError::Refused { code, .. }) => match code {
-                // From Create it would make containerd try an older interface: what was asked for cannot be done.
-                Code::UNIMPLEMENTED => Code::INVALID_ARGUMENT,
-                code => *code,
+                Code::INVALID_ARGUMENT | Code::UNIMPLEMENTED => Code::INVALID_ARGUMENT,
+                Code::NOT_FOUND | Code::FAILED_PRECONDITION => *code,
+                _ => Code::UNKNOWN,
             },
             Self::Agent(AgentError::Timeout { .. }) => Code::DEADLINE_EXCEEDED,
             _ => Code::UNKNOWN,

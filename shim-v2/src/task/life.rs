@@ -27,6 +27,9 @@ const DRAIN_BEFORE_DELETE: Duration = Duration::from_secs(4);
 const KILL_TIME: Duration = Duration::from_secs(5);
 /// Time for containerd to take the last events before Shutdown is answered; it waits 3 s in all.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Events of the guest's that mean nothing, over a pod's life: exits of containers that could not be made, kinds of a
+/// later version. A guest that sends more wants to keep the shim busy.
+const MOST_STRANGE: u32 = 256;
 /// Deleted containers that are remembered, for a Delete that comes again.
 const MOST_DELETED: usize = 256;
 /// What a container's status is when its machine is gone: 128 and SIGKILL.
@@ -127,7 +130,9 @@ impl Life {
             tables.containers.insert(id.clone(), Some(Arc::clone(&container)));
             (tables.early.remove(&id), std::mem::replace(&mut tables.watched, true))
         };
-        if let Some(exit) = early {
+        if let Some(exit) = early
+            && container.is_told_once()
+        {
             tokio::spawn(Arc::clone(self).exited(Arc::clone(&container), exit));
         }
         if !watched {
@@ -165,12 +170,13 @@ impl Life {
         if let Phase::Stopped(_) = container.phase() {
             return Err(TaskError::Finished(id.to_owned()));
         }
-        self.signal(&container, signal, all).await?;
+        let signalled = self.signal(&container, signal, all).await;
+        // Whatever the guest answers: it is the guest that is being killed.
         if signal == SIGKILL {
             let life = Arc::clone(self);
             tokio::spawn(async move { life.expect_exit(&container).await });
         }
-        Ok(())
+        signalled
     }
 
     async fn signal(&self, container: &Container, signal: u32, all: bool) -> Result<()> {
@@ -291,50 +297,64 @@ impl Life {
     /// Takes what the agent tells, until the machine's end.
     async fn watch_events(self: Arc<Self>) {
         let Some(sandbox) = self.pod.sandbox() else { return };
-        let mut after = 0;
+        let cause = self.take_events(sandbox).await;
+        // The machine's end, which somebody else watches, or an agent that breaks its word: no exit would be told any
+        // more, or too many.
+        if sandbox.machine.has_ended().is_none() {
+            warn!(stage = "events"; "the machine is stopped: {cause}");
+            sandbox.machine.stop().await;
+        }
+    }
+
+    /// Takes events for as long as they are what an agent sends; returns why they are not.
+    async fn take_events(self: &Arc<Self>, sandbox: &Sandbox) -> String {
+        let (mut after, mut strange) = (0, 0);
         loop {
             let events = match sandbox.agent.next_events(after).await {
                 Ok(events) => events,
-                Err(cause) => {
-                    // The machine's end, which somebody else watches, or an agent that breaks its word: no exit would
-                    // be told any more.
-                    if sandbox.machine.has_ended().is_none() {
-                        warn!(stage = "events"; "the machine is stopped: {cause}");
-                        sandbox.machine.stop().await;
-                    }
-                    return;
-                }
+                Err(cause) => return cause.to_string(),
             };
+            if events.is_empty() {
+                return "the guest's agent answers without an event".to_owned();
+            }
             for event in events {
-                // An agent that tells old events again is not believed.
-                if event.seq <= after {
-                    continue;
+                if event.seq != after + 1 {
+                    return format!("the guest's agent tells event {} after {after}", event.seq);
                 }
                 after = event.seq;
-                match event.kind {
+                let meant = match event.kind {
                     Some(Kind::Exit(exit)) if exit.exec_id.is_empty() => {
-                        self.exit_told(&exit.container_id, Exit::now(exit.status));
+                        self.exit_told(&exit.container_id, Exit::now(exit.status))
                     }
-                    _ => debug!(stage = "events"; "an event of the agent's that means nothing yet"),
+                    _ => false,
+                };
+                if !meant {
+                    debug!(stage = "events"; "an event of the agent's that means nothing");
+                    strange += 1;
                 }
+            }
+            if strange > MOST_STRANGE {
+                return format!("the guest's agent has told {strange} events that mean nothing");
             }
         }
     }
 
-    fn exit_told(self: &Arc<Self>, id: &str, exit: Exit) {
+    /// Returns whether there is a container whose first exit this is.
+    fn exit_told(self: &Arc<Self>, id: &str, exit: Exit) -> bool {
         let container = {
             let mut tables = self.tables();
             match tables.containers.get(id).cloned() {
                 Some(Some(container)) => container,
                 // Its answer is still under way.
-                Some(None) => {
-                    tables.early.insert(id.to_owned(), exit);
-                    return;
-                }
-                None => return,
+                Some(None) => return tables.early.insert(id.to_owned(), exit).is_none(),
+                None => return false,
             }
         };
-        tokio::spawn(Arc::clone(self).exited(container, exit));
+        let first = container.is_told_once();
+        if first {
+            tokio::spawn(Arc::clone(self).exited(container, exit));
+        }
+        first
     }
 
     /// Reports an exit: after Start's answer, after the output, before anything is torn down.
@@ -370,6 +390,8 @@ impl Life {
         if !ended.asked {
             error!(stage = "machine"; "{ended}");
         }
+        // A VMM that closes its socket and goes on running does not go on.
+        sandbox.machine.stop().await;
         let containers: Vec<_> = self.tables().containers.values().flatten().cloned().collect();
         for container in containers {
             if !matches!(container.phase(), Phase::Stopped(_)) {
@@ -394,5 +416,6 @@ impl Life {
         if let Err(cause) = self.signal(&container, SIGKILL, true).await {
             warn!(container = container.id.as_str(), stage = "stub"; "{cause}");
         }
+        self.expect_exit(&container).await;
     }
 }

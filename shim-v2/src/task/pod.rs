@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use husk_protocol::agent::CreateSandboxRequest;
 use log::{debug, info, warn};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 use super::error::TaskError;
@@ -15,7 +15,7 @@ use crate::VERSION;
 use crate::config::Config;
 use crate::events::Publisher;
 use crate::host::CONSOLE;
-use crate::host::cgroup::{self, Cgroup};
+use crate::host::cgroup::{self, Cgroup, CgroupError};
 use crate::host::process::{Child, Identity, started};
 use crate::host::state::{State, remove_directory};
 use crate::vm::{AgentClient, BootError, Machine, Parts, Size, relay};
@@ -36,6 +36,9 @@ pub enum PodError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// What is left of an earlier one.
+    #[error("cannot end what an earlier pod of this id has left: {0}")]
+    Left(CgroupError),
     /// It has ended.
     #[error("the pod has ended: make a new one")]
     Ended,
@@ -70,6 +73,8 @@ pub struct Sandbox {
     /// What holds for the pod.
     pub config: Config,
     cgroup: Cgroup,
+    /// Of the VMM and the stubs: what the first container's document says of its process.
+    oom_score_adj: i32,
 }
 
 impl Pod {
@@ -90,6 +95,10 @@ impl Pod {
             move |cause| PodError::Directory { what, path, cause }
         };
         make_directory(&directory).map_err(failed("make"))?;
+        // Another life of this id, whose `delete` could not end all of it: nobody would name it any more.
+        if let Some(left) = State::read(&directory).map_err(failed("read the state file in"))? {
+            left.end().map_err(PodError::Left)?;
+        }
         let machine = Machine::spawn(Parts::of_version(VERSION)).map(Arc::new);
         let pid = std::process::id();
         let shim = Identity { pid, started: started(pid).map_err(failed("describe"))? };
@@ -147,6 +156,7 @@ impl Pod {
         let identity = stub.identity().map_err(|cause| TaskError::Host { what: "describe the stub", cause })?;
         if let Some(sandbox) = self.sandbox.get() {
             sandbox.cgroup.add(stub.pid())?;
+            set_oom_score(stub, sandbox.oom_score_adj);
         }
         self.remember(|state| state.processes.push(identity))?;
         Ok(())
@@ -169,8 +179,6 @@ impl Pod {
         *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(Arc::clone(&machine)));
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let size = Size::of_container(spec, &config.vm, cpus);
-        machine.boot(size, config, &self.console()).await?;
-        // While the guest boots.
         let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
         let path = cgroup::path_for(&cgroups_path.display().to_string(), &self.id)?;
         // Named when it is ours: `delete` kills what is in it.
@@ -178,7 +186,12 @@ impl Pod {
         self.remember(|state| state.cgroup = Some(path.clone())).inspect_err(|_| {
             let _ = cgroup::remove(&path);
         })?;
+        // Before it has any memory of its guest's: pages stay with the cgroup that first touched them.
         cgroup.add(machine.process().pid())?;
+        let oom_score_adj = spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
+        set_oom_score(machine.process(), oom_score_adj);
+        machine.boot(size, config, &self.console()).await?;
+        // While the guest boots.
         let log = machine.streams().announce().map_err(|cause| TaskError::Host { what: "announce the log", cause })?;
         let request = CreateSandboxRequest {
             sandbox_id: self.id.clone(),
@@ -199,10 +212,10 @@ impl Pod {
         });
         agent.create_sandbox(request).await?;
         info!(stage = "boot", memory_mib = size.memory_mib, vcpus = size.vcpus; "the machine is up");
-        Ok(Arc::new(Sandbox { machine, agent, config: config.clone(), cgroup }))
+        Ok(Arc::new(Sandbox { machine, agent, config: config.clone(), cgroup, oom_score_adj }))
     }
 
-    /// Ends the machine and removes what the pod has on the host. Whoever comes later waits until that is done.
+    /// Ends the machine and removes what the pod has on the host, but for what names the shim. Whoever comes later waits until that is done.
     pub async fn end(&self) {
         let mut ended = self.ended.lock().await;
         if *ended {
@@ -220,11 +233,22 @@ impl Pod {
             warn!(stage = "end"; "{cause}");
             return;
         }
+        *ended = true;
+        // The shim lives on: `delete` has to find it, and nothing else.
+        let nothing = self.remember(|state| {
+            state.cgroup = None;
+            state.processes.clear();
+        });
+        if let Err(cause) = nothing {
+            warn!(stage = "end"; "{cause}");
+        }
+    }
+
+    /// The last step of the shim's: nothing names it from now on.
+    pub fn forget(&self) {
         if let Err(cause) = remove_directory(&self.directory) {
             warn!(stage = "end"; "cannot remove {}: {cause}", self.directory.display());
-            return;
         }
-        *ended = true;
     }
 }
 
@@ -236,6 +260,13 @@ fn make_directory(path: &PathBuf) -> io::Result<()> {
         // The end of another pod removed the namespace's directory meanwhile.
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => make(),
         other => other,
+    }
+}
+
+/// The shim's own value, which a child begins with, is nearly containerd's: a pod that eats memory would be the last to go.
+fn set_oom_score(process: &Child, score: i32) {
+    if let Err(cause) = std::fs::write(format!("/proc/{}/oom_score_adj", process.pid()), score.to_string()) {
+        warn!(stage = "boot"; "cannot set the oom_score_adj of process {} to {score}: {cause}", process.pid());
     }
 }
 

@@ -16,6 +16,9 @@ use ttrpc::context::{self, Context};
 /// Events in one answer.
 const EVENTS: u32 = 64;
 
+/// Characters of an error message of the guest's.
+const LONGEST_MESSAGE: usize = 4096;
+
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -56,6 +59,12 @@ pub enum AgentError {
     },
 }
 
+/// Text of the guest's, for logs and terminals: cut, and without control characters.
+fn printable(text: &str) -> String {
+    let cut = text.chars().take(LONGEST_MESSAGE);
+    cut.map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// The shim's end of the agent's connection. Clones share it.
 #[derive(Clone)]
 pub struct AgentClient {
@@ -90,7 +99,7 @@ impl AgentClient {
             Err(_) => Err(AgentError::Timeout { call: name, limit: self.limit }),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(ttrpc::Error::RpcStatus(status))) => {
-                Err(AgentError::Refused { code: status.code(), message: status.message().to_owned() })
+                Err(AgentError::Refused { code: status.code(), message: printable(status.message()) })
             }
             Ok(Err(cause)) => Err(AgentError::Lost { call: name, cause: cause.to_string() }),
         }
@@ -165,5 +174,18 @@ impl AgentClient {
     pub async fn remove_container(&self, id: &str) -> Result<(), AgentError> {
         let request = rpc::RemoveContainerRequest { id: id.to_owned(), ..Default::default() };
         self.answer("remove the container", self.client.remove_container(self.context(), &request)).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_words_are_cut_and_move_no_cursor() {
+        let words = format!("\x1b[2Jno such file{}", "x".repeat(10_000));
+        let text = printable(&words);
+        assert!(text.starts_with("\u{fffd}[2Jno such file"), "{text}");
+        assert_eq!(text.chars().count(), LONGEST_MESSAGE);
     }
 }

@@ -67,7 +67,8 @@ pub struct Ended {
     pub console: String,
 }
 
-fn console_lines(console: &str) -> String {
+/// The console's last lines, as the end of an error's text.
+pub fn console_lines(console: &str) -> String {
     if console.is_empty() { String::new() } else { format!("; the console's last lines: {console:?}") }
 }
 
@@ -200,20 +201,21 @@ impl Control {
 /// Takes what the VMM sends, until it is gone.
 async fn listen(control: Arc<Control>, streams: Arc<Streams>, rpc: oneshot::Sender<OwnedFd>) {
     let mut rpc = Some(rpc);
-    let mut last_words = None;
-    let reason = loop {
+    let mut told = false;
+    let gone = |reason: String| Ended { asked: false, reason, console: String::new() };
+    let ended = loop {
         // A VMM that never stops sending gets its turn, and no more.
         tokio::task::consume_budget().await;
         let received = match control.socket.get_ref().receive::<Message>() {
             Err(SocketError::WouldBlock) => {
                 match control.socket.readable().await {
                     Ok(mut guard) => guard.clear_ready(),
-                    Err(cause) => break cause.to_string(),
+                    Err(cause) => break gone(cause.to_string()),
                 }
                 continue;
             }
-            Err(SocketError::Closed) => break "the VMM is gone without a word".to_owned(),
-            Err(cause) => break cause.to_string(),
+            Err(SocketError::Closed) => break gone("the VMM is gone without a word".to_owned()),
+            Err(cause) => break gone(cause.to_string()),
             Ok(received) => received,
         };
         match received.message {
@@ -225,7 +227,10 @@ async fn listen(control: Arc<Control>, streams: Arc<Streams>, rpc: oneshot::Send
             }
             Message::Dial { port } => {
                 let Ok([connection]) = <[OwnedFd; 1]>::try_from(received.descriptors) else {
-                    warn!("the VMM announces a connection of the guest without its descriptor");
+                    // Said once: a VMM that does nothing else must not fill the log.
+                    if !std::mem::replace(&mut told, true) {
+                        warn!("the VMM announces a connection of the guest without its descriptor");
+                    }
                     continue;
                 };
                 match (port, rpc.take()) {
@@ -247,11 +252,12 @@ async fn listen(control: Arc<Control>, streams: Arc<Streams>, rpc: oneshot::Send
                     ExitReason::TripleFault => (false, "the guest's CPU shut down (triple fault)".to_owned()),
                     ExitReason::Failed(cause) => (false, cause),
                 };
-                last_words = Some(Ended { asked, reason, console: exit.console });
+                // Its last message: what may come behind it is not waited for.
+                break Ended { asked, reason, console: exit.console };
             }
         }
     };
-    control.end_with(last_words.unwrap_or(Ended { asked: false, reason, console: String::new() }));
+    control.end_with(ended);
     streams.close();
 }
 

@@ -1,7 +1,7 @@
 //! One virtual machine, from the VMM's process to the agent's first answer.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::net::unix::pipe;
 
 use super::agent::{AgentClient, AgentError};
-use super::control::{Control, ControlError, Ended, RpcConnection};
+use super::control::{Control, ControlError, Ended, RpcConnection, console_lines};
 use super::sizing::Size;
 use super::streams::Streams;
 use crate::config::Config;
@@ -30,6 +30,9 @@ const LONGEST_LINE: usize = 4096;
 const STOP: Duration = Duration::from_secs(1);
 /// Time for what the VMM said last to be read after its process has ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Bytes of the console in an error.
+const TAIL: u64 = 4096;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +63,13 @@ pub enum BootError {
     #[error("the guest did not become ready: {0}")]
     Ended(Ended),
     /// The guest did not answer in time.
-    #[error("the guest did not become ready in {limit_s} s: its machine is {state}; see {console} and limits.ready_s")]
+    #[error("the guest did not become ready in {limit_s} s: its machine is {state}; see limits.ready_s{console}")]
     Late {
         /// The limit.
         limit_s: u64,
         /// What the VMM says.
         state: String,
-        /// The console's log.
+        /// The console's last lines.
         console: String,
     },
     /// The agent.
@@ -75,6 +78,19 @@ pub enum BootError {
     /// The event loop.
     #[error("cannot watch the VMM: {0}")]
     Watch(io::Error),
+}
+
+/// The end of the console's log, which goes with the pod.
+fn tail(console: &Path) -> String {
+    let read = || {
+        let mut file = File::open(console)?;
+        let start = file.metadata()?.len().saturating_sub(TAIL);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL).read_to_end(&mut bytes)?;
+        io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    read().unwrap_or_default()
 }
 
 fn hint(path: &Path, cause: &io::Error) -> &'static str {
@@ -199,7 +215,7 @@ impl Machine {
                     Err(cause) => cause.to_string(),
                 };
                 let limit_s = config.limits.ready_s.into();
-                Err(BootError::Late { limit_s, state, console: console.display().to_string() })
+                Err(BootError::Late { limit_s, state, console: console_lines(&tail(console)) })
             }
         }
     }
