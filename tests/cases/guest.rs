@@ -43,13 +43,13 @@ fn kvm_shows_the_machine_while_it_runs() {
 fn namespaces_and_identity() {
     leaves_nothing(|| {
         let root = busybox();
-        let script = "hostname; echo $$; id -u; id -g; pwd; echo $FOO; ps | grep -c [h]usk; cat /proc/self/cgroup";
+        let script = "hostname; echo $$; id -u; id -g; pwd; echo $FOO; ps | grep -c [h]usk; cat /proc/self/cgroup; echo opened >/dev/stdout";
         let run = Run::on_directory("identity", root.path());
         let flags = ["--user", "1000:1000", "--cwd", "/tmp", "--env", "FOO=bar"];
         let output = run.flags(&flags).run(&["sh", "-c", script]);
         // Who asks for no hostname has the host's, as with runc.
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-        let wanted = host + "1\n1000\n1000\n/tmp\nbar\n0\n0::/pod/identity\n";
+        let wanted = host + "1\n1000\n1000\n/tmp\nbar\n0\n0::/pod/identity\nopened\n";
         assert_eq!(output.text(), wanted, "status {}: {}{}", output.status, output.text(), output.errors());
     });
 }
