@@ -128,7 +128,7 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
         let _ = std::fs::remove_file(socket);
         publisher.flush(FLUSH).await;
         pod.end().await;
-        pod.forget();
+        pod.forget().await;
         // Waits for the answer to Shutdown, which is under way.
         server.shutdown().await?;
         Ok(())

@@ -14,6 +14,8 @@ use crate::host::state::{State, remove_directory};
 
 /// A process that does not die in this time is said; containerd kills `delete` itself after 5 s.
 const KILL_MS: i64 = 1000;
+/// Milliseconds for a shim whose pod has ended to end by itself.
+const LAST_EVENTS_MS: i64 = 2000;
 /// What a killed container's status is: 128 and SIGKILL.
 const KILLED: u32 = 137;
 
@@ -44,6 +46,10 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
     // Not understood: it stays, because nothing else says what is to be ended. It is written whole or not at all.
     let read = || State::read(&directory).map_err(|cause| DeleteError::State(id.clone(), cause));
     if let Some(state) = read()? {
+        // It has nothing left but events that containerd has not taken yet.
+        if state.cgroup.is_none() && state.processes.is_empty() {
+            state.shim.wait(LAST_EVENTS_MS);
+        }
         // The shim first: nobody else starts something then. With it go its children; the cgroup has them all.
         state.shim.kill(KILL_MS);
         // Again: what it wrote last is what there is.

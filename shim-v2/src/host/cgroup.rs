@@ -73,6 +73,12 @@ impl Cgroup {
         Ok(Self { path })
     }
 
+    /// One that [`Cgroup::create`] has made before.
+    #[must_use]
+    pub fn made(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Puts a process into it.
     ///
     /// # Errors

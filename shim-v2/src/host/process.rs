@@ -97,6 +97,12 @@ impl Child {
         Ok(Identity { pid: self.pid, started: started(self.pid)? })
     }
 
+    /// Whether it has ended and was waited for: its pid is anybody's then.
+    #[must_use]
+    pub fn is_reaped(&self) -> bool {
+        self.how.get().is_some()
+    }
+
     /// Kills it, if it still runs.
     pub fn kill(&self) {
         // The only error is that it is gone.
@@ -155,19 +161,34 @@ pub fn started(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
 }
 
+/// Waits for a process's end.
+fn wait(pidfd: &OwnedFd, milliseconds: i64) {
+    let mut fds = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+    let limit = rustix::time::Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
+    let _ = rustix::event::poll(&mut fds, Some(&limit));
+}
+
 impl Identity {
     /// Kills the process if it is still the same one, and waits until it is gone, at most `milliseconds`.
     pub fn kill(&self, milliseconds: i64) {
-        let Some(pid) = Pid::from_raw(self.pid.cast_signed()) else { return };
-        // The descriptor first: what it stands for cannot change any more, then the check.
-        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-        if started(self.pid).is_ok_and(|started| started == self.started) {
+        if let Some(pidfd) = self.open() {
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-            let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-            let limit =
-                rustix::time::Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
-            let _ = rustix::event::poll(&mut fds, Some(&limit));
+            wait(&pidfd, milliseconds);
         }
+    }
+
+    /// Waits until the process is gone, at most `milliseconds`.
+    pub fn wait(&self, milliseconds: i64) {
+        if let Some(pidfd) = self.open() {
+            wait(&pidfd, milliseconds);
+        }
+    }
+
+    /// The process, if it is still the same one.
+    fn open(&self) -> Option<OwnedFd> {
+        // The descriptor first: what it stands for cannot change any more, then the check.
+        let pidfd = pidfd_open(Pid::from_raw(self.pid.cast_signed())?, PidfdFlags::empty()).ok()?;
+        started(self.pid).is_ok_and(|started| started == self.started).then_some(pidfd)
     }
 }
 

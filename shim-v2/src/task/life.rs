@@ -150,14 +150,20 @@ impl Life {
     /// Start: returns the task's pid.
     pub async fn start(&self, id: &str) -> Result<u32> {
         let container = self.container(id)?;
-        let _lifecycle = container.lifecycle.lock().await;
+        let lifecycle = container.lifecycle.lock().await;
         let phase = container.phase();
         if phase != Phase::Created {
             return Err(TaskError::State { id: id.to_owned(), what: "start it", state: phase.name() });
         }
-        self.sandbox(id)?.agent.start_container(id).await.inspect_err(|cause| {
+        if let Err(cause) = self.sandbox(id)?.agent.start_container(id).await {
             error!(container = id, stage = "start"; "{cause}");
-        })?;
+            if let AgentError::Refused { .. } = cause {
+                // Its init has ended: the client deletes it next, which it can only once the exit was told.
+                drop(lifecycle);
+                let _ = tokio::time::timeout(KILL_TIME, container.exit()).await;
+            }
+            return Err(cause.into());
+        }
         container.started();
         let pid = container.stub.pid();
         self.pod.publisher.publish(&TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() });

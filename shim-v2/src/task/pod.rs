@@ -20,6 +20,8 @@ use crate::host::process::{Child, Identity, started};
 use crate::host::state::{State, remove_directory};
 use crate::vm::{AgentClient, BootError, Machine, Parts, Size, relay};
 
+/// Milliseconds for an earlier shim of this id to die.
+const LEFT_MS: i64 = 1000;
 /// Random bytes for a new guest.
 const ENTROPY: usize = 64;
 
@@ -97,6 +99,10 @@ impl Pod {
         make_directory(&directory).map_err(failed("make"))?;
         // Another life of this id, whose `delete` could not end all of it: nobody would name it any more.
         if let Some(left) = State::read(&directory).map_err(failed("read the state file in"))? {
+            // The shim first: it would tell exits of this id, and write and remove what is ours now.
+            if left.shim.pid != std::process::id() {
+                left.shim.kill(LEFT_MS);
+            }
             left.end().map_err(PodError::Left)?;
         }
         let machine = Machine::spawn(Parts::of_version(VERSION)).map(Arc::new);
@@ -181,11 +187,22 @@ impl Pod {
         let size = Size::of_container(spec, &config.vm, cpus);
         let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
         let path = cgroup::path_for(&cgroups_path.display().to_string(), &self.id)?;
-        // Named when it is ours: `delete` kills what is in it.
-        let cgroup = Cgroup::create(path.clone())?;
-        self.remember(|state| state.cgroup = Some(path.clone())).inspect_err(|_| {
-            let _ = cgroup::remove(&path);
-        })?;
+        let known = self.state.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone();
+        let cgroup = if known.as_ref() == Some(&path) {
+            // A Create before this one made it, and did not get further.
+            Cgroup::made(path)
+        } else {
+            // Named when it is ours: `delete` kills what is in it.
+            let cgroup = Cgroup::create(path.clone())?;
+            self.remember(|state| state.cgroup = Some(path.clone())).inspect_err(|_| {
+                let _ = cgroup::remove(&path);
+            })?;
+            cgroup
+        };
+        // Its pid may be somebody else's as soon as it was waited for.
+        if machine.process().is_reaped() || machine.has_ended().is_some() {
+            return Err(BootError::Ended(machine.ended().await).into());
+        }
         // Before it has any memory of its guest's: pages stay with the cgroup that first touched them.
         cgroup.add(machine.process().pid())?;
         let oom_score_adj = spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
@@ -234,6 +251,9 @@ impl Pod {
             return;
         }
         *ended = true;
+        if !self.is_named() {
+            return;
+        }
         // The shim lives on: `delete` has to find it, and nothing else.
         let nothing = self.remember(|state| {
             state.cgroup = None;
@@ -244,8 +264,17 @@ impl Pod {
         }
     }
 
-    /// The last step of the shim's: nothing names it from now on.
-    pub fn forget(&self) {
+    /// Whether the state file is ours: another shim of this id may have begun since.
+    fn is_named(&self) -> bool {
+        let shim = self.state.lock().unwrap_or_else(PoisonError::into_inner).shim;
+        State::read(&self.directory).is_ok_and(|state| state.is_some_and(|state| state.shim == shim))
+    }
+
+    /// The last step of the shim's: nothing names it from now on. What has not ended stays named, for `delete`.
+    pub async fn forget(&self) {
+        if !*self.ended.lock().await || !self.is_named() {
+            return;
+        }
         if let Err(cause) = remove_directory(&self.directory) {
             warn!(stage = "end"; "cannot remove {}: {cause}", self.directory.display());
         }

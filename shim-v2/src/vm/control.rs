@@ -131,6 +131,11 @@ impl Control {
             waiting.replies.insert(id, sender);
             id
         };
+        // Nobody reads the answers any more.
+        if let Some(ended) = self.has_ended() {
+            self.waiting().replies.remove(&id);
+            return Err(ControlError::Ended { request: name, ended });
+        }
         if request == Request::Stop {
             self.stopping.store(true, Ordering::Relaxed);
         }
