@@ -70,7 +70,7 @@ fn the_file_system_is_hidden_and_shown_alike() {
         fs::write(root.path().join("etc/hidden/file"), "secret\n").unwrap();
         let script = "cat /etc/secret | wc -c; ls /etc/hidden | wc -l; touch /etc/passwd && echo written; \
             echo 1 2>&1 >/proc/sys/kernel/panic && echo written; cat /proc/sys/kernel/shm_rmid_forced; \
-            stat -c '%n %F %t %T %a %u %g' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/fuse; \
+            stat -c '%n %F %t %T %a %u %g' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/fuse /dev/made/for/it; \
             ls /dev | grep -v core; touch /x 2>&1; ls -l /dev/fd /dev/stdin | sed 's/.*root//; s/ [A-Z].*:[0-9]*//'; \
             cut -d' ' -f2,3 /proc/mounts | grep -E ' (proc|devpts|mqueue|sysfs)$|/shm |/run '";
         let (runc, husk) = both(root.path(), script, |document| {
@@ -79,7 +79,8 @@ fn the_file_system_is_hidden_and_shown_alike() {
             linux["maskedPaths"] = json!(["/etc/secret", "/etc/hidden", "/nosuch", "/proc/kcore"]);
             linux["readonlyPaths"] = json!(["/etc/passwd", "/proc/sys"]);
             linux["sysctl"] = json!({ "kernel.shm_rmid_forced": "1" });
-            linux["devices"] = json!([{ "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o640, "uid": 3, "gid": 4 }]);
+            linux["devices"] = json!([{ "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o640, "uid": 3, "gid": 4 },
+                { "path": "/dev/made/for/it", "type": "c", "major": 1, "minor": 3 }]);
         });
         assert_eq!(husk, runc);
         assert!(husk.starts_with("0\n0\n") && !husk.contains("written"), "{husk}");

@@ -112,6 +112,19 @@ fn a_cpu_quota_holds() {
 }
 
 #[test]
+fn a_privileged_container_has_the_hosts_device_names() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let run = Run::on_directory("privileged", root.path()).flags(&["--privileged"]);
+        let output = run.run(&["sh", "-c", "stat -c '%t %T' /dev/kvm; grep CapEff /proc/self/status"]);
+        // All that the guest's kernel knows; the document asks for no more.
+        let all = fs::read_to_string("/proc/self/status").unwrap();
+        let all = all.lines().find(|line| line.starts_with("CapEff")).unwrap();
+        assert_eq!(output.text(), format!("a e8\n{all}\n"), "{}", output.errors());
+    });
+}
+
+#[test]
 fn a_machine_with_two_cpus_uses_both() {
     leaves_nothing(|| {
         let root = busybox();

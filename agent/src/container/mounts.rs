@@ -61,7 +61,7 @@ fn open_below(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<
 }
 
 /// Opens the directory `path` below `root`, and makes what is missing of it.
-fn directory_below(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn directory_below(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     match open_below(root, path, OFlags::PATH | OFlags::DIRECTORY) {
         Err(rustix::io::Errno::NOENT) => {}
         other => return Ok(other?),
