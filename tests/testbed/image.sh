@@ -36,6 +36,25 @@ kernel=$(ls root/lib/modules)
 cp "root/boot/vmlinuz-$kernel" vmlinuz
 rm -rf root/boot/* root/var/cache/apt/* root/var/lib/apt/lists/* root/usr/share/doc root/usr/share/man root/usr/share/locale
 
+# other GENERATION SUITE: another containerd, by itself in /opt; it runs on trixie's libraries and with trixie's runc. A
+# mirror that has moved on is no reason to be without a test bed: the image is without that generation then.
+other() {
+  local apt=$work/apt-$1 options
+  mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $2 main" >"$apt/sources.list"
+  # sid's Release file may be past its date.
+  options=(-q -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache"
+    -o Dir::State::status=/dev/null -o Acquire::Check-Valid-Until=false -o APT::Sandbox::User=root)
+  (cd "$apt" && apt-get "${options[@]}" update && apt-get "${options[@]}" download containerd) >"$apt/log" 2>&1 ||
+    { tail -n 5 "$apt/log" >&2; say "warning: no containerd $1 in this image: cannot get it from $2"; return; }
+  local version; version=$(dpkg-deb -f "$apt"/containerd_*.deb Version)
+  [[ $version == $1.* ]] || { say "warning: no containerd $1 in this image: $2 has $version"; return; }
+  dpkg-deb -x "$apt"/containerd_*.deb "root/opt/containerd-$1"
+  rm -rf "$apt" "root/opt/containerd-$1/usr/share"
+}
+other 1.6 bookworm
+other 2.1 sid
+
 say "2/3 initramfs that mounts the disk (kernel $kernel)"
 mkdir -p initrd/{bin,modules,dev,proc,disk}
 cp root/usr/bin/busybox initrd/bin/
@@ -57,7 +76,7 @@ chmod +x initrd/init
 say "3/3 disk"
 truncate -s 4G root.img
 mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1 -d root root.img
-rm -rf root initrd mmdebstrap.log
+rm -rf root initrd mmdebstrap.log apt-*
 chmod 755 "$work"
 # Two builds at once: the first to finish stays.
 mv -T "$work" "$dir" 2>/dev/null || [ -e "$dir/root.img" ] || die "cannot move $work to $dir"
