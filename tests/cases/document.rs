@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::busybox;
 
 /// containerd's default document, changed.
-fn document(root: &Path, script: &str, change: impl FnOnce(&mut Value)) -> tempfile::NamedTempFile {
+pub(crate) fn document(root: &Path, script: &str, change: impl FnOnce(&mut Value)) -> tempfile::NamedTempFile {
     let mut document: Value = serde_json::from_str(&must(&["oci", "spec"])).unwrap();
     document["root"]["path"] = root.to_str().unwrap().into();
     document["process"]["args"] = json!(["/bin/sh", "-c", script]);

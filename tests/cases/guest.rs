@@ -3,10 +3,12 @@
 use std::fs;
 use std::io::Write;
 
-use husk_tests::ctr::{Run, Runtime, must, task};
+use husk_tests::ctr::{Run, Runtime, ctr, must, task};
 use husk_tests::host::leaves_nothing;
+use serde_json::json;
 
 use crate::busybox;
+use crate::document::document;
 
 /// `ctr` mounts no cgroups by itself.
 const CGROUPS: [&str; 2] = ["--mount", "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro"];
@@ -44,9 +46,14 @@ fn namespaces_and_identity() {
     leaves_nothing(|| {
         let root = busybox();
         let script = "hostname; echo $$; id -u; id -g; pwd; echo $FOO; ps | grep -c [h]usk; cat /proc/self/cgroup; echo opened >/dev/stdout";
-        let run = Run::on_directory("identity", root.path());
-        let flags = ["--user", "1000:1000", "--cwd", "/tmp", "--env", "FOO=bar"];
-        let output = run.flags(&flags).run(&["sh", "-c", script]);
+        // containerd 1.6's ctr has no flag for the user.
+        let file = document(root.path(), script, |document| {
+            document["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+            document["process"]["cwd"] = "/tmp".into();
+            document["process"]["env"] = json!(["PATH=/bin", "FOO=bar"]);
+        });
+        let config = file.path().to_str().unwrap();
+        let output = ctr(&["run", "--rm", "--runtime", Runtime::Husk.name(), "--config", config, "identity"]);
         // Who asks for no hostname has the host's, as with runc.
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         let wanted = host + "1\n1000\n1000\n/tmp\nbar\n0\n0::/pod/identity\nopened\n";
