@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use husk_tests::ctr::{Run, Running, Runtime, ctr, deleted_with, must, task, wait_for_state};
-use husk_tests::host::{kill_processes_of, leaves_nothing, processes_of};
+use husk_tests::ctr::{Run, Running, Runtime, ctr, deleted_with, must, task, wait_for_state, wait_until_forgotten};
+use husk_tests::host::{kill_processes_of, leaves_nothing, processes_of, remove_fifos};
 
 use crate::busybox;
 
@@ -186,10 +186,7 @@ fn a_killed_shim_takes_everything_with_it() {
         assert_eq!(processes_of(shim).len(), 1);
         kill_processes_of(shim);
         let output = running.wait();
-        // ctr leaves its fifos where it fails to wait for a task.
-        for entry in fs::read_dir("/run/containerd/fifo").unwrap() {
-            fs::remove_dir_all(entry.unwrap().path()).unwrap();
-        }
+        remove_fifos();
         // (containerd 2's has a line with the time before it.)
         (output.status, output.errors().lines().last().map(str::to_owned))
     };
@@ -212,13 +209,9 @@ fn a_shim_killed_after_the_containers_end_leaves_nothing() {
         wait_for_state("ended", "STOPPED");
         kill_processes_of("containerd-shim-husk-v2");
         // containerd runs `delete`, and forgets the task.
-        while task("ended").is_some() {
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        wait_until_forgotten("ended");
         must(&["container", "delete", "ended"]);
-        for entry in fs::read_dir("/run/containerd/fifo").unwrap() {
-            fs::remove_dir_all(entry.unwrap().path()).unwrap();
-        }
+        remove_fifos();
     });
 }
 

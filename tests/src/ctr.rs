@@ -235,9 +235,21 @@ pub fn task(id: &str) -> Option<(u32, String)> {
 /// # Panics
 /// It takes longer than a start may.
 pub fn wait_for_state(id: &str, state: &str) {
+    wait_for(id, state, |task| task.is_some_and(|(_, now)| now == state));
+}
+
+/// Waits until containerd knows no such task any more.
+///
+/// # Panics
+/// As [`wait_for_state`].
+pub fn wait_until_forgotten(id: &str) {
+    wait_for(id, "forgotten", |task| task.is_none());
+}
+
+fn wait_for(id: &str, what: &str, done: impl Fn(Option<(u32, String)>) -> bool) {
     let end = Instant::now() + START;
-    while task(id).is_none_or(|(_, now)| now != state) {
-        assert!(Instant::now() < end, "{id} is not {state}: {:?}", task(id));
+    while !done(task(id)) {
+        assert!(Instant::now() < end, "{id} is not {what}: {:?}", task(id));
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -61,9 +61,17 @@ pub fn remove_everything() {
         let _ = ctr(&["container", "delete", id]);
     }
     for program in ["containerd-shim-husk-v2", "husk-vmm", "husk-stub"] {
-        if !processes_of(program).is_empty() {
-            kill_processes_of(program);
-        }
+        kill(processes_of(program));
+    }
+}
+
+/// Removes the fifos that `ctr` leaves where it fails to wait for a task, or does not wait.
+///
+/// # Panics
+/// The kernel refuses.
+pub fn remove_fifos() {
+    for entry in fs::read_dir("/run/containerd/fifo").unwrap() {
+        fs::remove_dir_all(entry.unwrap().path()).unwrap();
     }
 }
 
@@ -216,7 +224,12 @@ pub fn processes_of(program: &str) -> Vec<i32> {
 pub fn kill_processes_of(program: &str) {
     let found = processes_of(program);
     assert!(!found.is_empty(), "no {program} runs");
-    for pid in found.into_iter().filter_map(Pid::from_raw) {
+    kill(found);
+}
+
+fn kill(pids: Vec<i32>) {
+    for pid in pids.into_iter().filter_map(Pid::from_raw) {
+        // The only error is that it is gone.
         let _ = kill_process(pid, Signal::KILL);
     }
 }

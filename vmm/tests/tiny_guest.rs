@@ -146,7 +146,6 @@ impl Vmm {
         }
     }
 
-    /// The process ends, with success, after its last message.
     fn metrics(&mut self) -> Metrics {
         match self.ask(Request::Metrics) {
             Ok(Reply::Metrics(metrics)) => metrics,
@@ -154,6 +153,7 @@ impl Vmm {
         }
     }
 
+    /// The process ends, with success, after its last message.
     fn ends(mut self) -> String {
         assert_eq!(self.receive(), None);
         assert!(self.child.wait().unwrap().success());
