@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN = $(TARGET)/x86_64-unknown-linux-gnu/$(HUSK_PROFILE)
 ROOT := target/testbed-root
 DESTDIR ?=
-PROGRAMS := -p husk-vmm -p husk-agent -p containerd-shim-husk-v2
+PROGRAMS := -p husk-vmm -p husk-agent -p containerd-shim-husk-v2 -p husk
 
 # One after the other, also with -j: the test bed takes what is built.
 .NOTPARALLEL:
@@ -54,7 +54,7 @@ programs:
 
 install-files: programs
 	@test -e target/vmlinux || { echo "husk: no guest kernel: run make setup" >&2; exit 1; }
-	@install -D -m 755 -t "$(DESTDIR)/usr/bin" $(BIN)/containerd-shim-husk-v2
+	@install -D -m 755 -t "$(DESTDIR)/usr/bin" $(BIN)/containerd-shim-husk-v2 $(BIN)/husk
 	@install -D -m 755 -t "$(DESTDIR)/usr/lib/husk/$(VERSION)" $(BIN)/husk-vmm $(BIN)/husk-stub
 	@install -D -m 644 target/vmlinux "$(DESTDIR)/usr/lib/husk/$(VERSION)/vmlinux"
 	@install -D -m 644 $(BIN)/initrd "$(DESTDIR)/usr/lib/husk/$(VERSION)/initrd"
