@@ -10,6 +10,8 @@ pub enum Verb {
     Delete,
     /// Say which version this is.
     Version,
+    /// Say what runtime this is, as a message.
+    Info,
 }
 
 /// What containerd says.
@@ -76,6 +78,10 @@ impl Arguments {
             let (flag, value) = flag.split_once('=').map_or((flag, None), |(flag, value)| (flag, Some(value)));
             match flag {
                 "v" | "version" => return Ok(parsed),
+                "info" => {
+                    parsed.verb = Verb::Info;
+                    return Ok(parsed);
+                }
                 "debug" => parsed.debug = value.is_none_or(|value| value == "true"),
                 "namespace" | "address" | "id" | "bundle" | "publish-binary" | "socket" => {
                     let value = match value {
@@ -141,6 +147,7 @@ mod tests {
         let got = parse("--namespace=default --address=/run/c.sock -id c1 -bundle /b -debug delete");
         assert_eq!(got, Ok(Arguments { verb: Verb::Delete, bundle: "/b".into(), debug: true, ..wanted }));
         assert_eq!(parse("-v").unwrap().verb, Verb::Version);
+        assert_eq!(parse("-info").unwrap().verb, Verb::Info);
     }
 
     #[test]

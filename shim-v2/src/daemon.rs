@@ -41,6 +41,10 @@ pub struct Inherited {
     pub name: String,
     /// Its value for `oom_score_adj`.
     pub oom_score: Option<i32>,
+    /// The path of containerd's ttrpc socket, which takes events.
+    pub events: String,
+    /// containerd wants more in the log.
+    pub debug: bool,
 }
 
 /// Why the shim cannot run.
@@ -64,7 +68,7 @@ pub fn run(arguments: &Arguments, inherited: Inherited) {
         // There is nowhere to say it; the shim works without.
         let _ = cause;
     }
-    logger::set_level("info", arguments.debug);
+    logger::set_level("info", inherited.debug);
     let socket = inherited.socket.clone();
     if let Err(cause) = detach(&inherited).and_then(|()| serve(arguments, inherited)) {
         error!("the shim ends: {cause}");
@@ -99,16 +103,12 @@ fn detach(inherited: &Inherited) -> Result<(), DaemonError> {
 fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
     runtime.map_err(failed("make the event loop"))?.block_on(async {
-        let publisher = Publisher::start(
-            arguments.namespace.clone(),
-            // Without it there are no events, which containerd 1.6 and later always take.
-            std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
-        );
+        let publisher = Publisher::start(arguments.namespace.clone(), inherited.events);
         let mut terminate = signal(SignalKind::terminate()).map_err(failed("handle SIGTERM"))?;
         let socket = inherited.socket.clone();
         let directory = pod_directory(&arguments.namespace, &arguments.id);
         let kata = inherited.name.ends_with("containerd-shim-kata-v2");
-        let pod = Pod::start(&arguments.id, directory, inherited.socket, kata, arguments.debug, publisher.clone())?;
+        let pod = Pod::start(&arguments.id, directory, inherited.socket, kata, inherited.debug, publisher.clone())?;
         let service = Arc::new(TaskService::new(Arc::clone(&pod)));
         let services = services(Arc::<TaskService>::clone(&service));
         inherited.listener.set_nonblocking(true).map_err(failed("serve on the socket"))?;

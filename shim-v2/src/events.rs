@@ -163,3 +163,55 @@ async fn forward(client: &mut Option<EventsClient>, address: &str, envelope: Env
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use containerd_shim_protos::api::Empty;
+    use containerd_shim_protos::shim_async::{Events, create_events};
+    use tokio::sync::mpsc;
+    use ttrpc::asynchronous::{Server, TtrpcContext};
+
+    /// A containerd that refuses the first event once.
+    struct Containerd {
+        refuse: Mutex<bool>,
+        taken: mpsc::UnboundedSender<(String, String)>,
+    }
+
+    #[async_trait]
+    impl Events for Containerd {
+        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            if std::mem::take(&mut *self.refuse.lock().unwrap()) {
+                return Err(ttrpc::Error::Others("not yet".to_owned()));
+            }
+            let envelope = request.envelope.unwrap_or_default();
+            self.taken.send((envelope.namespace().to_owned(), envelope.topic().to_owned())).unwrap();
+            Ok(Empty::new())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_happens_while_containerd_is_away_is_told_in_order_when_it_is_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ttrpc.sock").display().to_string();
+        let publisher = Publisher::start("default".to_owned(), path.clone());
+        publisher.publish(&TaskCreate::default());
+        publisher.publish(&TaskStart::default());
+        publisher.publish(&TaskExit::default());
+        // Nobody is there: it does not wait for ever.
+        publisher.flush(Duration::from_millis(10)).await;
+        let (taken, mut events) = mpsc::unbounded_channel();
+        let service = Arc::new(Containerd { refuse: Mutex::new(true), taken });
+        let mut server =
+            Server::new().bind(&format!("unix://{path}")).unwrap().register_service(create_events(service));
+        server.start().await.unwrap();
+        for topic in ["/tasks/create", "/tasks/start", "/tasks/exit"] {
+            assert_eq!(events.recv().await.unwrap(), ("default".to_owned(), topic.to_owned()));
+        }
+        publisher.publish(&TaskDelete::default());
+        publisher.flush(Duration::from_secs(60)).await;
+        assert_eq!(events.try_recv().unwrap().1, "/tasks/delete", "flushed is delivered");
+        server.shutdown().await.unwrap();
+    }
+}

@@ -1,6 +1,7 @@
 //! containerd's shim of husk: one process per pod, which makes the pod's virtual machine and answers containerd for it.
 //!
-//! * [`args`], [`start`], [`delete`], [`daemon`]: what containerd runs as a command, and the process that stays;
+//! * [`args`], [`bootstrap`], [`start`], [`delete`], [`daemon`]: what containerd runs as a command, and the process that
+//!   stays;
 //! * [`task`]: the task service: containers, their states, streams and events;
 //! * [`vm`]: the virtual machine: the VMM's process, its control socket, the agent's calls and streams;
 //! * [`rootfs`]: a container's root as a directory that the guest can be given, one file per kind;
@@ -8,6 +9,7 @@
 //! * [`config`], [`logger`], [`events`]: configuration, log and containerd's events.
 
 pub mod args;
+pub mod bootstrap;
 pub mod config;
 pub mod daemon;
 pub mod delete;

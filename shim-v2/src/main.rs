@@ -1,9 +1,10 @@
 //! `containerd-shim-husk-v2`: see the library.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use husk_shim::args::{Arguments, Verb};
-use husk_shim::{VERSION, delete, start};
+use husk_shim::{VERSION, bootstrap, delete, start};
 
 fn main() -> ExitCode {
     let mut words = std::env::args();
@@ -21,6 +22,9 @@ fn main() -> ExitCode {
             println!("{name}:\n  Version: {VERSION}");
             return ExitCode::SUCCESS;
         }
+        Verb::Info => bootstrap::info().map_err(|cause| cause.to_string()).and_then(|info| {
+            io::stdout().write_all(&info).map_err(|cause| format!("cannot answer on the standard output: {cause}"))
+        }),
         Verb::Start => start::run(&arguments, &name).map_err(|cause| cause.to_string()),
         Verb::Delete => delete::run(&arguments).map_err(|cause| cause.to_string()),
     };

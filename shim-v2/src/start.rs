@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::args::Arguments;
+use crate::bootstrap::{Bootstrap, BootstrapError, address_of};
 use crate::daemon::{self, Inherited};
-use crate::host::SOCKETS;
 
 /// Why no shim starts.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,9 @@ pub enum StartError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// What containerd says.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
@@ -32,10 +35,10 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
 }
 
 /// The socket of the shim of this container: a name of its own for every containerd, namespace and container.
-fn socket_path(arguments: &Arguments) -> PathBuf {
+fn socket_path(directory: &Path, arguments: &Arguments) -> PathBuf {
     let name = format!("{}/{}/{}", arguments.address, arguments.namespace, arguments.id);
     let digest = Sha256::digest(name.as_bytes());
-    Path::new(SOCKETS).join(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    directory.join(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 /// Runs `start`. In the shim, which is a fork, it does not return before the shim's end.
@@ -43,17 +46,20 @@ fn socket_path(arguments: &Arguments) -> PathBuf {
 /// # Errors
 /// See [`StartError`]; nothing is left behind.
 pub fn run(arguments: &Arguments, name: &str) -> Result<(), StartError> {
-    let path = socket_path(arguments);
-    let address = format!("unix://{}", path.display());
+    let told = Bootstrap::read(arguments)?;
+    let path = socket_path(&told.sockets, arguments);
     let bundle = std::env::current_dir().map_err(failed("find the bundle, the working directory"))?;
     // In every bundle: containerd 1.6 and 1.7 find the shim by it after a restart.
-    std::fs::write("address", &address).map_err(failed(format!("write {}", bundle.join("address").display())))?;
+    std::fs::write("address", address_of(&path))
+        .map_err(failed(format!("write {}", bundle.join("address").display())))?;
     let Some(listener) = listen(&path)? else {
         // It runs already.
-        return answer(&address);
+        return answer(&told, &path);
     };
     let oom_score = oom_score_of_parent();
-    let inherited = Inherited { bundle, socket: path.clone(), listener, name: name.to_owned(), oom_score };
+    let (events, debug) = (told.events.clone(), told.debug);
+    let inherited =
+        Inherited { bundle, socket: path.clone(), listener, name: name.to_owned(), oom_score, events, debug };
     // SAFETY: this process has one thread, so that the child may do whatever the parent might.
     match unsafe { libc::fork() } {
         -1 => {
@@ -65,20 +71,23 @@ pub fn run(arguments: &Arguments, name: &str) -> Result<(), StartError> {
             daemon::run(arguments, inherited);
             Ok(())
         }
-        _ => answer(&address),
+        _ => answer(&told, &path),
     }
 }
 
-/// The plain address, which every version of containerd takes. Nothing else may come on either output.
-fn answer(address: &str) -> Result<(), StartError> {
+/// Where the shim listens. Nothing else may come on either output.
+fn answer(told: &Bootstrap, socket: &Path) -> Result<(), StartError> {
     let mut out = io::stdout().lock();
-    out.write_all(address.as_bytes()).and_then(|()| out.flush()).map_err(failed("answer on the standard output"))
+    let written = told.answer(socket).and_then(|bytes| out.write_all(&bytes)).and_then(|()| out.flush());
+    written.map_err(failed("answer on the standard output"))
 }
 
 /// Listens at `path`; none if somebody does already.
 fn listen(path: &Path) -> Result<Option<UnixListener>, StartError> {
     let what = || format!("listen at {}", path.display());
-    std::fs::create_dir_all(SOCKETS).map_err(failed(format!("make {SOCKETS}")))?;
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(failed(format!("make {}", directory.display())))?;
+    }
     for _ in 0..2 {
         // The mode is right from the first moment.
         let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
@@ -116,6 +125,7 @@ fn oom_score_of_parent() -> Option<i32> {
 mod tests {
     use super::*;
     use crate::args::Verb;
+    use crate::host::SOCKETS;
 
     #[test]
     fn sockets_have_short_names_of_their_own() {
@@ -127,10 +137,11 @@ mod tests {
             bundle: String::new(),
             debug: false,
         };
-        let path = socket_path(&arguments("default", &"x".repeat(76)));
+        let socket_path = |arguments| socket_path(Path::new(SOCKETS), &arguments);
+        let path = socket_path(arguments("default", &"x".repeat(76)));
         // sun_path, with its zero: 108.
         assert!(path.as_os_str().len() <= 106);
-        assert_ne!(path, socket_path(&arguments("k8s.io", &"x".repeat(76))));
-        assert_ne!(socket_path(&arguments("a", "b")), socket_path(&arguments("a", "c")));
+        assert_ne!(path, socket_path(arguments("k8s.io", &"x".repeat(76))));
+        assert_ne!(socket_path(arguments("a", "b")), socket_path(arguments("a", "c")));
     }
 }

@@ -14,6 +14,7 @@ mod guest;
 mod image;
 mod life;
 mod many;
+mod restart;
 mod streams;
 
 use tempfile::TempDir;

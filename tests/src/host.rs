@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
@@ -177,10 +178,13 @@ fn numbers() -> Vec<i32> {
 /// Processes that are not the kernel's, with their command lines. The pid is part of the name: one more of the same kind
 /// is one more.
 fn processes() -> Vec<(i32, String)> {
+    let containerd = containerd();
     let describe = |pid: i32| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        (!command.is_empty()).then(|| (pid, format!("process {pid} {command}")))
+        // A case may have started it again.
+        let number = if Some(pid) == containerd { String::new() } else { pid.to_string() };
+        (!command.is_empty()).then(|| (pid, format!("process {number} {}", command.trim_end())))
     };
     numbers().into_iter().filter_map(describe).collect()
 }
@@ -191,10 +195,39 @@ fn processes() -> Vec<(i32, String)> {
 /// There is no containerd.
 #[must_use]
 pub fn containerd_descriptors() -> usize {
-    let pid = numbers()
-        .into_iter()
-        .find(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "containerd\n"));
-    names(&format!("/proc/{}/fd", pid.expect("containerd runs"))).len()
+    names(&format!("/proc/{}/fd", containerd().expect("containerd runs"))).len()
+}
+
+fn containerd() -> Option<i32> {
+    processes_of("containerd").into_iter().next()
+}
+
+/// The generation of containerd that this test bed was started with.
+///
+/// # Panics
+/// This is no test bed.
+#[must_use]
+pub fn generation() -> String {
+    fs::read_to_string("/husk-testbed/containerd").unwrap().trim().to_owned()
+}
+
+/// Ends containerd by this signal and waits until it is gone.
+///
+/// # Panics
+/// It does not run, or does not end.
+pub fn stop_containerd(signal: Signal) {
+    let pid = containerd().expect("containerd runs");
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    wait_for_end(pid.cast_unsigned());
+}
+
+/// Starts containerd of this generation, and returns when it is ready.
+///
+/// # Panics
+/// It does not start.
+pub fn start_containerd(generation: &str) {
+    let status = Command::new("start-containerd").arg(generation).status().unwrap();
+    assert!(status.success(), "containerd {generation} does not start: see /var/log/containerd.log");
 }
 
 /// Every path below a directory.
@@ -232,4 +265,15 @@ fn kill(pids: Vec<i32>) {
         // The only error is that it is gone.
         let _ = kill_process(pid, Signal::KILL);
     }
+}
+
+/// Waits until a process is gone.
+///
+/// # Panics
+/// It takes longer than a minute.
+pub fn wait_for_end(pid: u32) {
+    let Ok(pidfd) = pidfd_open(Pid::from_raw(pid.cast_signed()).unwrap(), PidfdFlags::empty()) else { return };
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "process {pid} does not end");
 }
