@@ -89,6 +89,8 @@ pub struct Limits {
 pub struct Log {
     /// error, warn, info, debug or trace.
     pub level: String,
+    /// Where the time stamps of every container's start are appended ([`crate::phases`]); empty: nowhere.
+    pub phases_file: PathBuf,
 }
 
 impl Default for Vm {
@@ -105,7 +107,7 @@ impl Default for Limits {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".to_owned() }
+        Self { level: "info".to_owned(), phases_file: PathBuf::new() }
     }
 }
 
@@ -174,6 +176,10 @@ impl Config {
         if self.log.level.parse::<log::LevelFilter>().is_err() {
             return wrong("log.level", &self.log.level, "error, warn, info, debug or trace");
         }
+        let phases = &self.log.phases_file;
+        if !phases.as_os_str().is_empty() && !phases.is_absolute() {
+            return wrong("log.phases_file", &phases.display(), "an absolute path, or empty");
+        }
         Ok(())
     }
 }
@@ -188,7 +194,7 @@ mod tests {
         assert_eq!(Config::parse(text, "deploy/config.toml").unwrap(), Config::default());
         // And leaves no key out: with one line less the rest still parses, with one word more it does not.
         let keys = text.lines().filter(|line| line.split_once('=').is_some() && !line.starts_with('#')).count();
-        assert_eq!(keys, 8, "a new key belongs into deploy/config.toml");
+        assert_eq!(keys, 9, "a new key belongs into deploy/config.toml");
     }
 
     #[test]
@@ -205,6 +211,7 @@ mod tests {
             ("[vm]\nvcpus = 0", "vm.vcpus"),
             ("[vm]\nmemory_mib = 1", "vm.memory_mib"),
             ("[log]\nlevel = \"loud\"", "log.level"),
+            ("[log]\nphases_file = \"phases\"", "log.phases_file"),
             ("[limits]\nready_s = 0", "limits.ready_s"),
         ] {
             let cause = Config::parse(text, "x").unwrap_err().to_string();

@@ -20,6 +20,7 @@ use crate::args::Arguments;
 use crate::events::Publisher;
 use crate::host::pod_directory;
 use crate::logger;
+use crate::phases::{self, Stamp};
 use crate::task::{Pod, PodError, TaskService};
 
 /// Time for containerd to take the last events.
@@ -116,6 +117,7 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
         let connections = poll_fn(move |context| listener.poll_accept(context).map(|new| Some(new.map(|(s, _)| s))));
         let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
         server.start().await?;
+        phases::stamp(Stamp::Serving);
         info!(version = crate::VERSION; "the shim serves");
         tokio::select! {
             () = service.shut_down() => {}
@@ -144,7 +146,8 @@ async fn terminated(signal: &mut Signal) {
 }
 
 /// One implementation under both names of the interface.
-fn services(service: Arc<dyn Task + Send + Sync>) -> HashMap<String, RpcService> {
+#[must_use]
+pub fn services(service: Arc<dyn Task + Send + Sync>) -> HashMap<String, RpcService> {
     let mut services = create_task(Arc::clone(&service));
     if let Some(v2) = create_task(service).remove(TASK_V3) {
         services.insert(TASK_V2.to_owned(), v2);

@@ -6,7 +6,7 @@
 //! * [`vm`]: the virtual machine: the VMM's process, its control socket, the agent's calls and streams;
 //! * [`rootfs`]: a container's root as a directory that the guest can be given, one file per kind;
 //! * [`host`]: processes, cgroup and directories on the host, and the file that names what cannot be tied to a process;
-//! * [`config`], [`logger`], [`events`]: configuration, log and containerd's events.
+//! * [`config`], [`logger`], [`events`], [`phases`]: configuration, log, containerd's events, and the time stamps of a start.
 
 pub mod args;
 pub mod bootstrap;
@@ -16,6 +16,7 @@ pub mod delete;
 pub mod events;
 pub mod host;
 pub mod logger;
+pub mod phases;
 pub mod rootfs;
 pub mod start;
 pub mod task;

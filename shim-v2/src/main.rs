@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use husk_shim::args::{Arguments, Verb};
-use husk_shim::{VERSION, bootstrap, delete, start};
+use husk_shim::{VERSION, bootstrap, daemon, delete, start};
 
 fn main() -> ExitCode {
     let mut words = std::env::args();
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Verb::Info => bootstrap::info().map_err(|cause| cause.to_string()).and_then(|info| {
             io::stdout().write_all(&info).map_err(|cause| format!("cannot answer on the standard output: {cause}"))
         }),
-        Verb::Start => start::run(&arguments, &name).map_err(|cause| cause.to_string()),
+        Verb::Start => start::run(&arguments, &name, daemon::run).map_err(|cause| cause.to_string()),
         Verb::Delete => delete::run(&arguments).map_err(|cause| cause.to_string()),
     };
     match result {

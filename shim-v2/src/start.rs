@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 
 use crate::args::Arguments;
 use crate::bootstrap::{Bootstrap, BootstrapError, address_of};
-use crate::daemon::{self, Inherited};
+use crate::daemon::Inherited;
+use crate::phases::{self, Stamp};
 
 /// Why no shim starts.
 #[derive(Debug, thiserror::Error)]
@@ -41,11 +42,12 @@ fn socket_path(directory: &Path, arguments: &Arguments) -> PathBuf {
     directory.join(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
-/// Runs `start`. In the shim, which is a fork, it does not return before the shim's end.
+/// Runs `start`. `shim` is what the fork does; there this does not return before the shim's end.
 ///
 /// # Errors
 /// See [`StartError`]; nothing is left behind.
-pub fn run(arguments: &Arguments, name: &str) -> Result<(), StartError> {
+pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inherited)) -> Result<(), StartError> {
+    phases::stamp(Stamp::Start);
     let told = Bootstrap::read(arguments)?;
     let path = socket_path(&told.sockets, arguments);
     let bundle = std::env::current_dir().map_err(failed("find the bundle, the working directory"))?;
@@ -68,7 +70,7 @@ pub fn run(arguments: &Arguments, name: &str) -> Result<(), StartError> {
             Err(failed("fork the shim")(cause))
         }
         0 => {
-            daemon::run(arguments, inherited);
+            shim(arguments, inherited);
             Ok(())
         }
         _ => answer(&told, &path),

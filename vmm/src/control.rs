@@ -243,6 +243,8 @@ impl Server {
                     exits: self.counters.exits(),
                     process_to_guest_ns: ns(self.counters.process_to_guest()),
                     vcpus_to_guest_ns: ns(self.counters.vcpus_to_guest()),
+                    guest_entered_at_ns: self.counters.entered_at_ns().unwrap_or(0),
+                    tsc_khz: self.counters.tsc_khz(),
                 })))
             }
             Request::AddShare(share) => {

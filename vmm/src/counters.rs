@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Why a vCPU came to user space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,14 +36,30 @@ pub struct Counters {
     exits: [AtomicU64; KINDS.len()],
     process_start: Instant,
     vcpus_created: OnceLock<Duration>,
-    first_entry: OnceLock<Duration>,
+    first_entry: OnceLock<Entry>,
+    tsc_khz: AtomicU32,
+}
+
+/// The first entry into the guest.
+#[derive(Debug)]
+struct Entry {
+    /// Since the start of the process.
+    after: Duration,
+    /// CLOCK_MONOTONIC, in nanoseconds: other processes have the same clock.
+    at: u64,
 }
 
 impl Counters {
     /// All zero; `process_start` is when the VMM began.
     #[must_use]
     pub fn new(process_start: Instant) -> Self {
-        Self { exits: Default::default(), process_start, vcpus_created: OnceLock::new(), first_entry: OnceLock::new() }
+        Self {
+            exits: Default::default(),
+            process_start,
+            vcpus_created: OnceLock::new(),
+            first_entry: OnceLock::new(),
+            tsc_khz: AtomicU32::new(0),
+        }
     }
 
     /// A vCPU came to user space.
@@ -56,7 +74,24 @@ impl Counters {
 
     /// A vCPU enters the guest.
     pub fn entered(&self) {
-        self.first_entry.get_or_init(|| self.process_start.elapsed());
+        self.first_entry.get_or_init(|| Entry { after: self.process_start.elapsed(), at: monotonic_ns() });
+    }
+
+    /// How fast the guest's time stamp counter runs.
+    pub fn set_tsc_khz(&self, khz: u32) {
+        self.tsc_khz.store(khz, Ordering::Relaxed);
+    }
+
+    /// How fast the guest's time stamp counter runs, in kHz; 0 if KVM does not say.
+    #[must_use]
+    pub fn tsc_khz(&self) -> u32 {
+        self.tsc_khz.load(Ordering::Relaxed)
+    }
+
+    /// When a vCPU first entered the guest: CLOCK_MONOTONIC, in nanoseconds.
+    #[must_use]
+    pub fn entered_at_ns(&self) -> Option<u64> {
+        Some(self.first_entry.get()?.at)
     }
 
     /// Exits to user space by reason.
@@ -69,7 +104,7 @@ impl Counters {
     /// From the start of the process to the first entry into the guest.
     #[must_use]
     pub fn process_to_guest(&self) -> Option<Duration> {
-        self.first_entry.get().copied()
+        Some(self.first_entry.get()?.after)
     }
 
     /// From the vCPUs' creation to the first entry into the guest.
@@ -77,6 +112,12 @@ impl Counters {
     pub fn vcpus_to_guest(&self) -> Option<Duration> {
         Some(self.process_to_guest()?.saturating_sub(*self.vcpus_created.get()?))
     }
+}
+
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Since boot: neither is negative, and 64 bits hold 584 years.
+    now.tv_sec.unsigned_abs().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec.unsigned_abs())
 }
 
 #[cfg(test)]
@@ -94,8 +135,13 @@ mod tests {
         assert_eq!(exits, expected);
         assert!(counters.process_to_guest().is_none());
         counters.vcpus_created();
-        assert!(counters.vcpus_to_guest().is_none());
+        assert!(counters.vcpus_to_guest().is_none() && counters.entered_at_ns().is_none());
+        let before = monotonic_ns();
         counters.entered();
+        let entered = counters.entered_at_ns().unwrap();
+        assert!((before..=monotonic_ns()).contains(&entered));
+        counters.entered();
+        assert_eq!(counters.entered_at_ns(), Some(entered), "the first entry counts");
         assert!(counters.process_to_guest() >= counters.vcpus_to_guest());
         assert!(counters.vcpus_to_guest().is_some());
     }

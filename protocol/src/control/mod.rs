@@ -139,6 +139,10 @@ pub struct Metrics {
     pub process_to_guest_ns: u64,
     /// Of these, the nanoseconds since the vCPUs were created, which is when the guest's time stamp counter began.
     pub vcpus_to_guest_ns: u64,
+    /// When a vCPU first entered the guest, on the host's CLOCK_MONOTONIC; 0: not yet.
+    pub guest_entered_at_ns: u64,
+    /// How fast the guest's time stamp counter runs; 0: not known.
+    pub tsc_khz: u32,
 }
 
 /// Why a machine ended.

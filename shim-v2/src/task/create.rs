@@ -21,6 +21,7 @@ use super::stdio::{Names, Stdio};
 use crate::config::Config;
 use crate::host::installed;
 use crate::host::process::{Child, Inheritance};
+use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
 use crate::{VERSION, logger, rootfs};
 
@@ -29,6 +30,7 @@ const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 
 /// Makes a container. What was made of it is gone when this fails, all but the machine, which is the pod's.
 pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Container, TaskError> {
+    phases::stamp(Stamp::CreateReceived);
     let id = request.id();
     let invalid = |what: String| TaskError::Invalid { id: id.to_owned(), what };
     if !request.checkpoint().is_empty() {
@@ -86,6 +88,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
             return Err(cause);
         }
     };
+    phases::stamp(Stamp::ContainerMade);
     info!(container = id, stage = "create"; "the container is made");
     Ok(Container::new(id.to_owned(), bundle, names, stdio, stub, share_name, lone))
 }

@@ -15,6 +15,7 @@ use super::container::{Container, Exit, Phase};
 use super::create::create;
 use super::error::TaskError;
 use super::pod::{Pod, Sandbox};
+use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
 
 /// Time for output to reach containerd before the exit is told all the same: a client that does not read, a process
@@ -149,6 +150,7 @@ impl Life {
 
     /// Start: returns the task's pid.
     pub async fn start(&self, id: &str) -> Result<u32> {
+        phases::stamp(Stamp::StartReceived);
         let container = self.container(id)?;
         let lifecycle = container.lifecycle.lock().await;
         let phase = container.phase();
@@ -165,6 +167,7 @@ impl Life {
             return Err(cause.into());
         }
         container.started();
+        phases::stamp(Stamp::ProgramStarted);
         let pid = container.stub.pid();
         self.pod.publisher.publish(&TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() });
         Ok(pid)
@@ -210,6 +213,7 @@ impl Life {
 
     /// Delete; a second one gets the first one's answer.
     pub async fn delete(&self, id: &str) -> Result<DeleteResponse> {
+        phases::stamp(Stamp::DeleteReceived);
         let container = match self.container(id) {
             Ok(container) => container,
             Err(cause) => return self.deleted(id).ok_or(cause),
@@ -265,6 +269,10 @@ impl Life {
             exited_at: answer.exited_at.clone(),
             ..TaskDelete::default()
         });
+        phases::stamp(Stamp::Deleted);
+        if last && let Some(sandbox) = self.pod.sandbox() {
+            phases::append(&sandbox.config.log.phases_file, &self.pod.id);
+        }
         info!(container = id, stage = "delete"; "the container is deleted");
         Ok(answer)
     }
@@ -380,6 +388,7 @@ impl Life {
                 exited_at: MessageField::some(exit.at.into()),
                 ..TaskExit::default()
             });
+            phases::stamp(Stamp::ExitTold);
             info!(container = container.id.as_str(), stage = "exit", status = exit.status; "the container has ended");
             drained
         };

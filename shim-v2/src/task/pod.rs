@@ -18,6 +18,7 @@ use crate::host::CONSOLE;
 use crate::host::cgroup::{self, Cgroup, CgroupError};
 use crate::host::process::{Child, Identity, started};
 use crate::host::state::{State, remove_directory};
+use crate::phases::{self, Stamp};
 use crate::vm::{AgentClient, BootError, Machine, Parts, Size, relay};
 
 /// Milliseconds for an earlier shim of this id to die.
@@ -207,6 +208,7 @@ impl Pod {
         cgroup.add(machine.process().pid())?;
         let oom_score_adj = spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
         set_oom_score(machine.process(), oom_score_adj);
+        phases::stamp(Stamp::MachineAsked);
         machine.boot(size, config, &self.console()).await?;
         // While the guest boots.
         let log = machine.streams().announce().map_err(|cause| TaskError::Host { what: "announce the log", cause })?;
@@ -221,6 +223,7 @@ impl Pod {
             ..CreateSandboxRequest::default()
         };
         let (agent, health) = machine.agent(config, &self.console()).await?;
+        phases::stamp(Stamp::AgentReady);
         debug!(stage = "boot"; "the guest is ready: kernel {}, agent {}", health.kernel_release, health.agent_version);
         tokio::spawn(async move {
             if let Some(stream) = log.stream().await {
@@ -228,6 +231,10 @@ impl Pod {
             }
         });
         agent.create_sandbox(request).await?;
+        phases::stamp(Stamp::SandboxMade);
+        if !config.log.phases_file.as_os_str().is_empty() {
+            tokio::spawn(phases::of_guest(Arc::clone(&machine), health.init_tsc));
+        }
         info!(stage = "boot", memory_mib = size.memory_mib, vcpus = size.vcpus; "the machine is up");
         Ok(Arc::new(Sandbox { machine, agent, config: config.clone(), cgroup, oom_score_adj }))
     }
