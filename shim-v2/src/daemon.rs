@@ -2,29 +2,31 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use containerd_shim_protos::shim_async::{Task, create_task};
 use futures_util::stream::poll_fn;
 use log::{error, info, warn};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, Service as RpcService};
 
 use crate::args::Arguments;
+use crate::config;
 use crate::events::Publisher;
 use crate::host::pod_directory;
 use crate::logger;
 use crate::phases::{self, Stamp};
 use crate::task::{Pod, PodError, TaskService};
 
-/// Time for containerd to take the last events.
-const FLUSH: Duration = Duration::from_secs(3);
 /// The service's name in the version of the interface that the crate does not know; its messages are the same.
 const TASK_V2: &str = "containerd.task.v2.Task";
 /// The name that it does.
@@ -46,6 +48,8 @@ pub struct Inherited {
     pub events: String,
     /// containerd wants more in the log.
     pub debug: bool,
+    /// Readable when containerd has the address; at its end without a byte when it never will.
+    pub answered: OwnedFd,
 }
 
 /// Why the shim cannot run.
@@ -109,18 +113,29 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
         let socket = inherited.socket.clone();
         let directory = pod_directory(&arguments.namespace, &arguments.id);
         let kata = inherited.name.ends_with("containerd-shim-kata-v2");
-        let pod = Pod::start(&arguments.id, directory, inherited.socket, kata, inherited.debug, publisher.clone())?;
+        let pod = Pod::start(&arguments.id, directory, inherited.socket, kata, inherited.debug, publisher.clone());
         let service = Arc::new(TaskService::new(Arc::clone(&pod)));
         let services = services(Arc::<TaskService>::clone(&service));
         inherited.listener.set_nonblocking(true).map_err(failed("serve on the socket"))?;
         let listener = tokio::net::UnixListener::from_std(inherited.listener).map_err(failed("serve on the socket"))?;
-        let connections = poll_fn(move |context| listener.poll_accept(context).map(|new| Some(new.map(|(s, _)| s))));
+        let connected = Arc::new(Notify::new());
+        let first = Arc::clone(&connected);
+        let connections = poll_fn(move |context| {
+            listener.poll_accept(context).map(|new| {
+                first.notify_one();
+                Some(new.map(|(stream, _)| stream))
+            })
+        });
         let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
         server.start().await?;
         phases::stamp(Stamp::Serving);
         info!(version = crate::VERSION; "the shim serves");
         tokio::select! {
             () = service.shut_down() => {}
+            why = orphaned(inherited.answered, &connected) => {
+                warn!("{why}: the shim ends");
+                service.end().await;
+            }
             () = terminated(&mut terminate) => {
                 warn!("the shim was told to end: its containers end with it");
                 service.end().await;
@@ -128,13 +143,30 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
         }
         // First of all, while it is certainly ours: another `start` of this id makes a new one from here on.
         let _ = std::fs::remove_file(socket);
-        publisher.flush(FLUSH).await;
+        publisher.flush(config::limits().events()).await;
         pod.end().await;
         pod.forget().await;
         // Waits for the answer to Shutdown, which is under way.
         server.shutdown().await?;
         Ok(())
     })
+}
+
+/// Waits until it is clear that containerd will never know of this shim, and returns why: `start` has ended without an
+/// answer, or it has answered and nobody came.
+async fn orphaned(answered: OwnedFd, connected: &Notify) -> &'static str {
+    let mut byte = [0];
+    let told = match pipe::Receiver::from_owned_fd(answered) {
+        Ok(mut receiver) => receiver.read(&mut byte).await,
+        Err(cause) => Err(cause),
+    };
+    if let Ok(0) = told {
+        return "`start` was ended before it could tell containerd of this shim";
+    }
+    if tokio::time::timeout(config::limits().connect(), connected.notified()).await.is_err() {
+        return "nobody has called this shim in limits.connect_s";
+    }
+    std::future::pending().await
 }
 
 /// Waits for SIGTERM: an administrator's, or the host's shutdown.

@@ -18,10 +18,10 @@ use protobuf::{MessageField, MessageFull};
 use tokio::sync::Notify;
 use ttrpc::context;
 
+use crate::config::limits;
+
 /// Events that wait at most, while containerd is down: the oldest are lost, and said.
 const MOST: usize = 2048;
-/// Time for containerd to take one.
-const FORWARD: Duration = Duration::from_secs(5);
 /// Time between two tries, while containerd is down. There is no event for "somebody listens at this path again".
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -156,8 +156,9 @@ async fn forward(client: &mut Option<EventsClient>, address: &str, envelope: Env
     };
     let mut request = ForwardRequest::new();
     request.envelope = MessageField::some(envelope);
+    let limit = limits().event();
     // ttrpc's own limit does not cover the write.
-    match tokio::time::timeout(FORWARD, events.forward(context::with_duration(FORWARD), &request)).await {
+    match tokio::time::timeout(limit, events.forward(context::with_duration(limit), &request)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(cause)) => Err(io::Error::other(cause)),
         Err(_) => Err(io::ErrorKind::TimedOut.into()),

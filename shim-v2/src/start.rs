@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::pipe::PipeFlags;
 use sha2::{Digest, Sha256};
 
 use crate::args::Arguments;
@@ -58,10 +59,16 @@ pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inhe
         // It runs already.
         return answer(&told, &path);
     };
+    // Says to the shim that its address was told. Without that, nobody will ever call or end it.
+    let (answered, answer_told) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|cause| failed("make a pipe to the shim")(cause.into()))
+        .inspect_err(|_| {
+            let _ = std::fs::remove_file(&path);
+        })?;
     let oom_score = oom_score_of_parent();
     let (events, debug) = (told.events.clone(), told.debug);
     let inherited =
-        Inherited { bundle, socket: path.clone(), listener, name: name.to_owned(), oom_score, events, debug };
+        Inherited { bundle, socket: path.clone(), listener, name: name.to_owned(), oom_score, events, debug, answered };
     // SAFETY: this process has one thread, so that the child may do whatever the parent might.
     match unsafe { libc::fork() } {
         -1 => {
@@ -70,10 +77,16 @@ pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inhe
             Err(failed("fork the shim")(cause))
         }
         0 => {
+            drop(answer_told);
             shim(arguments, inherited);
             Ok(())
         }
-        _ => answer(&told, &path),
+        _ => {
+            answer(&told, &path)?;
+            // A shim that has ended already needs none.
+            let _ = rustix::io::write(&answer_told, &[1]);
+            Ok(())
+        }
     }
 }
 

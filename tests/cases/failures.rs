@@ -3,18 +3,10 @@
 use std::fs;
 use std::io::Write;
 
-use husk_tests::ctr::{Output, Run};
+use husk_tests::ctr::Run;
 use husk_tests::host::leaves_nothing;
 
-use crate::busybox;
-
-fn refused(output: &Output, words: &[&str]) {
-    let errors = output.errors();
-    assert!(output.status != 0 && output.status != 124, "status {}: {errors}", output.status);
-    for word in words {
-        assert!(errors.contains(word), "{word:?} is not in: {errors}");
-    }
-}
+use crate::{busybox, configured, refused};
 
 #[test]
 fn a_missing_program_is_named() {
@@ -42,14 +34,6 @@ fn a_program_that_cannot_be_executed_is_named() {
 }
 
 #[test]
-fn a_missing_root_is_named() {
-    leaves_nothing(|| {
-        let nowhere = std::path::Path::new("/nowhere/at/all");
-        refused(&Run::on_directory("noroot", nowhere).run(&["true"]), &["/nowhere/at/all"]);
-    });
-}
-
-#[test]
 fn a_bind_mount_is_refused_in_words() {
     leaves_nothing(|| {
         let root = busybox();
@@ -57,23 +41,6 @@ fn a_bind_mount_is_refused_in_words() {
             .flags(&["--mount", "type=bind,src=/etc,dst=/x,options=rbind"])
             .run(&["true"]);
         refused(&output, &["/etc", "/x"]);
-    });
-}
-
-/// A configuration of its own, by `ctr run --runtime-config-path`.
-fn configured(id: &str, root: &std::path::Path, text: &str) -> (Output, String) {
-    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-    fs::write(file.path(), text).unwrap();
-    let path = file.path().to_str().unwrap().to_owned();
-    (Run::on_directory(id, root).flags(&["--runtime-config-path", &path]).run(&["true"]), path)
-}
-
-#[test]
-fn a_configuration_key_that_is_not_known_is_named_with_its_line() {
-    leaves_nothing(|| {
-        let root = busybox();
-        let (output, path) = configured("badkey", root.path(), "[vm]\nvcpus = 1\nmemroy_mib = 64\n");
-        refused(&output, &[&path, "line 3", "memroy_mib"]);
     });
 }
 
@@ -95,14 +62,5 @@ fn a_guest_that_is_not_ready_in_time_is_ended() {
         let text = "[vm]\nkernel_cmdline = \"rdinit=/nosuch root=/dev/none panic=0\"\n[limits]\nready_s = 5\n";
         let (output, _) = configured("late", root.path(), text);
         refused(&output, &["did not become ready in 5 s", "its machine is", "limits.ready_s", "Kernel panic"]);
-    });
-}
-
-#[test]
-fn too_much_memory_is_refused() {
-    leaves_nothing(|| {
-        let root = busybox();
-        let run = Run::on_directory("huge", root.path()).flags(&["--memory-limit", "1152921504606846976"]);
-        refused(&run.run(&["true"]), &["bytes of guest memory"]);
     });
 }

@@ -8,6 +8,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod bad_input;
 mod document;
 mod failures;
 mod guest;
@@ -17,6 +18,10 @@ mod many;
 mod restart;
 mod streams;
 
+use std::fs;
+use std::path::Path;
+
+use husk_tests::ctr::{Output, Run};
 use tempfile::TempDir;
 
 /// A root with busybox, for `ctr run --rootfs`.
@@ -24,4 +29,21 @@ fn busybox() -> TempDir {
     let root = tempfile::tempdir().unwrap();
     husk_tests::rootfs::busybox(root.path());
     root
+}
+
+/// Failed, with all of these words in what people see.
+fn refused(output: &Output, words: &[&str]) {
+    let errors = output.errors();
+    assert!(output.status != 0 && output.status != 124, "status {}: {errors}", output.status);
+    for word in words {
+        assert!(errors.contains(word), "{word:?} is not in: {errors}");
+    }
+}
+
+/// A configuration of its own, by `ctr run --runtime-config-path`.
+fn configured(id: &str, root: &Path, text: &str) -> (Output, String) {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    fs::write(file.path(), text).unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    (Run::on_directory(id, root).flags(&["--runtime-config-path", &path]).run(&["true"]), path)
 }

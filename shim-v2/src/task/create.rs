@@ -109,8 +109,10 @@ async fn in_guest(
         streams: MessageField::some(streams),
         ..CreateContainerRequest::default()
     };
-    sandbox.agent.create_container(request).await?;
-    Ok(stdio)
+    match sandbox.agent.create_container(request).await {
+        Ok(_) => Ok(stdio),
+        Err(cause) => Err(sandbox.machine.blame(cause).await.map_or_else(TaskError::Agent, TaskError::Ended)),
+    }
 }
 
 /// The configuration: containerd's options first (their text, then the file that they name), then ours.

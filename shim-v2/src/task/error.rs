@@ -7,7 +7,7 @@ use super::stdio::StdioError;
 use crate::config::ConfigError;
 use crate::host::cgroup::CgroupError;
 use crate::rootfs::RootfsError;
-use crate::vm::{AgentError, BootError, ControlError};
+use crate::vm::{AgentError, BootError, ControlError, Ended, SizeError};
 
 /// Why a call of containerd's fails.
 #[derive(Debug, thiserror::Error)]
@@ -56,9 +56,15 @@ pub enum TaskError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The machine's size.
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// The machine.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The machine has ended while something was done in it.
+    #[error(transparent)]
+    Ended(#[from] Ended),
     /// The pod.
     #[error(transparent)]
     Pod(#[from] PodError),
@@ -87,31 +93,114 @@ pub enum TaskError {
     },
 }
 
-impl TaskError {
-    fn code(&self) -> Code {
+/// Where in a container's start something failed, as the log has it and as errors begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// What containerd asks for: the document, the options, the streams' names.
+    Request,
+    /// husk's configuration.
+    Configuration,
+    /// What the pod has on the host: its directory, its cgroup, its processes.
+    Host,
+    /// The container's root.
+    Rootfs,
+    /// The virtual machine, up to its first instruction.
+    Machine,
+    /// The guest, up to the agent's answer.
+    Boot,
+    /// The container inside the guest.
+    Container,
+}
+
+impl Stage {
+    /// In one word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
-            Self::NotFound(_) | Self::Finished(_) => Code::NOT_FOUND,
-            Self::Exists(_) => Code::ALREADY_EXISTS,
-            Self::State { .. } => Code::FAILED_PRECONDITION,
-            Self::Invalid { .. } | Self::Spec { .. } | Self::Config(_) | Self::Rootfs(_) | Self::Stdio(_) => {
-                Code::INVALID_ARGUMENT
-            }
-            Self::NotYet(_) => Code::UNIMPLEMENTED,
+            Self::Request => "request",
+            Self::Configuration => "configuration",
+            Self::Host => "host",
+            Self::Rootfs => "rootfs",
+            Self::Machine => "machine",
+            Self::Boot => "boot",
+            Self::Container => "container",
+        }
+    }
+}
+
+impl TaskError {
+    /// The one table: the code that containerd decides by, and the stage of a start that failed (none: a call that is not
+    /// possible now, which is no failure of a start).
+    fn row(&self) -> (Code, Option<Stage>) {
+        match self {
+            Self::NotFound(_) | Self::Finished(_) => (Code::NOT_FOUND, None),
+            Self::Exists(_) => (Code::ALREADY_EXISTS, None),
+            Self::State { .. } => (Code::FAILED_PRECONDITION, None),
+            Self::NotYet(_) => (Code::UNIMPLEMENTED, None),
+            Self::Aborted => (Code::UNKNOWN, None),
+            Self::Invalid { .. } | Self::Spec { .. } | Self::Stdio(_) => (Code::INVALID_ARGUMENT, Some(Stage::Request)),
+            Self::Config(_) => (Code::INVALID_ARGUMENT, Some(Stage::Configuration)),
+            Self::Rootfs(_) => (Code::INVALID_ARGUMENT, Some(Stage::Rootfs)),
+            Self::Size(_) => (Code::INVALID_ARGUMENT, Some(Stage::Machine)),
+            Self::Pod(_) | Self::Cgroup(_) | Self::Host { .. } => (Code::UNKNOWN, Some(Stage::Host)),
+            Self::Control(_) | Self::Ended(_) => (Code::UNKNOWN, Some(Stage::Machine)),
+            Self::Boot(cause) => (Code::UNKNOWN, Some(if cause.is_of_guest() { Stage::Boot } else { Stage::Machine })),
             // The guest's word, so the list is short: another code makes containerd do something. (Unimplemented from
             // Create, for one, makes it try an older interface.)
             Self::Agent(AgentError::Refused { code, .. }) => match code {
-                Code::INVALID_ARGUMENT | Code::UNIMPLEMENTED => Code::INVALID_ARGUMENT,
-                Code::NOT_FOUND | Code::FAILED_PRECONDITION => *code,
-                _ => Code::UNKNOWN,
+                Code::INVALID_ARGUMENT | Code::UNIMPLEMENTED => (Code::INVALID_ARGUMENT, Some(Stage::Container)),
+                Code::NOT_FOUND | Code::FAILED_PRECONDITION => (*code, Some(Stage::Container)),
+                _ => (Code::UNKNOWN, Some(Stage::Container)),
             },
-            Self::Agent(AgentError::Timeout { .. }) => Code::DEADLINE_EXCEEDED,
-            _ => Code::UNKNOWN,
+            Self::Agent(AgentError::Timeout { .. }) => (Code::DEADLINE_EXCEEDED, Some(Stage::Container)),
+            Self::Agent(_) => (Code::UNKNOWN, Some(Stage::Container)),
         }
+    }
+
+    /// What to do about it, where something is known to help.
+    fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Config(_) => "docs/operations.md lists the keys",
+            Self::Size(_) => "lower the container's memory limit or vm.memory_mib",
+            Self::Boot(cause) => return cause.remedy(),
+            Self::Control(ControlError::Refused { .. }) => "the words of the VMM say what it lacks",
+            Self::Pod(PodError::Directory { cause, .. }) | Self::Host { cause, .. } => match cause.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "make room in /run",
+                _ if cause.raw_os_error() == Some(libc::EMFILE) => {
+                    "raise containerd's limit of open files (LimitNOFILE)"
+                }
+                _ => return None,
+            },
+            Self::Ended(_) => {
+                "the guest's kernel has failed: its last lines say why, a memory limit that is too low is the usual cause"
+            }
+            Self::Agent(AgentError::Timeout { .. }) => "the guest hangs, or its limits are too low for what it does",
+            _ => return None,
+        })
+    }
+
+    /// The stage of the start that failed, in one word, for the log.
+    #[must_use]
+    pub fn stage(&self) -> &'static str {
+        self.row().1.map_or("call", Stage::name)
+    }
+
+    /// The whole message: stage, what was tried on what, why it failed, what to do.
+    fn message(&self) -> String {
+        let mut text = match self.row().1 {
+            Some(stage) => format!("husk: {}: {self}", stage.name()),
+            None => self.to_string(),
+        };
+        if let Some(remedy) = self.remedy() {
+            text.push_str("; ");
+            text.push_str(remedy);
+        }
+        text
     }
 }
 
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> Self {
-        Self::RpcStatus(ttrpc::get_status(error.code(), error.to_string()))
+        Self::RpcStatus(ttrpc::get_status(error.row().0, error.message()))
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
@@ -15,19 +14,10 @@ use super::container::{Container, Exit, Phase};
 use super::create::create;
 use super::error::TaskError;
 use super::pod::{Pod, Sandbox};
+use crate::config::limits;
 use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
 
-/// Time for output to reach containerd before the exit is told all the same: a client that does not read, a process
-/// that outlives its container's init cannot hold it up.
-const DRAIN_BEFORE_EXIT: Duration = Duration::from_secs(2);
-/// The same before Delete ends what is left: all of Delete stays below CRI's 10 s.
-const DRAIN_BEFORE_DELETE: Duration = Duration::from_secs(4);
-/// Time for a container to end after the agent has said that it was killed. The kernel cannot refuse a KILL, so a guest
-/// that does not tell the exit by then lies, and its machine is stopped.
-const KILL_TIME: Duration = Duration::from_secs(5);
-/// Time for containerd to take the last events before Shutdown is answered; it waits 3 s in all.
-const FLUSH: Duration = Duration::from_secs(2);
 /// Events of the guest's that mean nothing, over a pod's life: exits of containers that could not be made, kinds of a
 /// later version. A guest that sends more wants to keep the shim busy.
 const MOST_STRANGE: u32 = 256;
@@ -97,7 +87,7 @@ impl Life {
         let container = match made {
             Ok(container) => Arc::new(container),
             Err(cause) => {
-                error!(container = id.as_str(), stage = "create"; "{cause}");
+                error!(container = id.as_str(), stage = cause.stage(); "{cause}");
                 let nothing_left = {
                     let mut tables = self.tables();
                     tables.containers.remove(&id);
@@ -162,7 +152,7 @@ impl Life {
             if let AgentError::Refused { .. } = cause {
                 // Its init has ended: the client deletes it next, which it can only once the exit was told.
                 drop(lifecycle);
-                let _ = tokio::time::timeout(KILL_TIME, container.exit()).await;
+                let _ = tokio::time::timeout(limits().kill(), container.exit()).await;
             }
             return Err(cause.into());
         }
@@ -201,9 +191,10 @@ impl Life {
         }
     }
 
-    /// Waits for the exit of a container that was killed; a guest that does not tell it is stopped.
+    /// Waits for the exit of a container that was killed. The kernel cannot refuse a KILL, so a guest that does not tell
+    /// the exit in time lies, and its machine is stopped.
     async fn expect_exit(&self, container: &Container) {
-        if tokio::time::timeout(KILL_TIME, container.exit()).await.is_err()
+        if tokio::time::timeout(limits().kill(), container.exit()).await.is_err()
             && let Some(sandbox) = self.pod.sandbox()
         {
             warn!(container = container.id.as_str(), stage = "kill"; "the guest does not end it: its machine is stopped");
@@ -234,7 +225,7 @@ impl Life {
         let Phase::Stopped(exit) = container.phase() else {
             return Err(TaskError::State { id: id.to_owned(), what: "delete it", state: container.phase().name() });
         };
-        container.drain(DRAIN_BEFORE_DELETE).await;
+        container.drain(limits().delete_output()).await;
         container.stdio.close();
         let last = self.tables().containers.len() == 1;
         if last {
@@ -288,7 +279,7 @@ impl Life {
             return;
         }
         self.pod.end().await;
-        self.pod.publisher.flush(FLUSH).await;
+        self.pod.publisher.flush(limits().events()).await;
         self.shut_down.notify_one();
     }
 
@@ -375,7 +366,8 @@ impl Life {
     async fn exited(self: Arc<Self>, container: Arc<Container>, exit: Exit) {
         let drained = {
             let _lifecycle = container.lifecycle.lock().await;
-            let drained = container.drain(DRAIN_BEFORE_EXIT).await;
+            // A client that does not read, or a process that outlives its container's init, cannot hold it up.
+            let drained = container.drain(limits().output()).await;
             if !container.stopped(exit) {
                 return;
             }

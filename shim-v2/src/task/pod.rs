@@ -1,7 +1,7 @@
 //! The pod: one machine, and what it has on the host.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -11,15 +11,16 @@ use oci_spec::runtime::{Process, Spec};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 use super::error::TaskError;
+use super::life::Result;
 use crate::VERSION;
-use crate::config::Config;
+use crate::config::{Config, set_limits};
 use crate::events::Publisher;
 use crate::host::CONSOLE;
 use crate::host::cgroup::{self, Cgroup, CgroupError};
 use crate::host::process::{Child, Identity, started};
 use crate::host::state::{State, remove_directory};
 use crate::phases::{self, Stamp};
-use crate::vm::{AgentClient, BootError, Machine, Parts, Size, relay};
+use crate::vm::{AgentClient, BootError, Host, Machine, Parts, Size, relay};
 
 /// Milliseconds for an earlier shim of this id to die.
 const LEFT_MS: i64 = 1000;
@@ -60,8 +61,9 @@ pub struct Pod {
     directory: PathBuf,
     /// What the state file says.
     state: Mutex<State>,
-    /// The VMM, started before anybody knows what machine it is to build.
-    machine: Mutex<Option<Result<Arc<Machine>, BootError>>>,
+    /// The VMM, started before anybody knows what machine it is to build; why there is none is told when a container is
+    /// made.
+    machine: Mutex<Option<Result<Arc<Machine>>>>,
     sandbox: OnceCell<Arc<Sandbox>>,
     /// Whether the end has come.
     ended: AsyncMutex<bool>,
@@ -81,10 +83,9 @@ pub struct Sandbox {
 }
 
 impl Pod {
-    /// Makes the pod's directory and starts its VMM.
-    ///
-    /// # Errors
-    /// The directory cannot be made. A VMM that does not start is told when a container is made.
+    /// Makes the pod's directory and starts its VMM. What fails of it is told when a container is made: only then does
+    /// somebody listen.
+    #[must_use]
     pub fn start(
         id: &str,
         directory: PathBuf,
@@ -92,28 +93,18 @@ impl Pod {
         kata: bool,
         debug: bool,
         publisher: Publisher,
-    ) -> Result<Arc<Self>, PodError> {
-        let failed = |what| {
-            let path = directory.clone();
-            move |cause| PodError::Directory { what, path, cause }
-        };
-        make_directory(&directory).map_err(failed("make"))?;
-        // Another life of this id, whose `delete` could not end all of it: nobody would name it any more.
-        if let Some(left) = State::read(&directory).map_err(failed("read the state file in"))? {
-            // The shim first: it would tell exits of this id, and write and remove what is ours now.
-            if left.shim.pid != std::process::id() {
-                left.shim.kill(LEFT_MS);
-            }
-            left.end().map_err(PodError::Left)?;
-        }
-        let machine = Machine::spawn(Parts::of_version(VERSION)).map(Arc::new);
+    ) -> Arc<Self> {
+        // Nothing can be said of a process whose start is not known: its pid then names nobody.
         let pid = std::process::id();
-        let shim = Identity { pid, started: started(pid).map_err(failed("describe"))? };
-        let vmm = machine.as_ref().ok().and_then(|machine| machine.process().identity().ok());
-        let state =
-            State { version: VERSION.to_owned(), shim, processes: vmm.into_iter().collect(), socket, cgroup: None };
-        state.write(&directory).map_err(failed("write the state file in"))?;
-        Ok(Arc::new(Self {
+        let mut state = State {
+            version: VERSION.to_owned(),
+            shim: Identity { pid, started: started(pid).unwrap_or_default() },
+            processes: Vec::new(),
+            socket,
+            cgroup: None,
+        };
+        let machine = Self::prepare(&directory, &mut state);
+        Arc::new(Self {
             id: id.to_owned(),
             kata,
             debug,
@@ -123,7 +114,31 @@ impl Pod {
             machine: Mutex::new(Some(machine)),
             sandbox: OnceCell::new(),
             ended: AsyncMutex::new(false),
-        }))
+        })
+    }
+
+    /// The host's side of a pod that has no machine yet.
+    fn prepare(directory: &Path, state: &mut State) -> Result<Arc<Machine>> {
+        let failed = |what| move |cause| PodError::Directory { what, path: directory.to_owned(), cause };
+        make_directory(directory).map_err(failed("make"))?;
+        // Another life of this id, whose `delete` could not end all of it: nobody would name it any more.
+        if let Some(left) = State::read(directory).map_err(failed("read the state file in"))? {
+            // The shim first: it would tell exits of this id, and write and remove what is ours now.
+            if left.shim.pid != std::process::id() {
+                left.shim.kill(LEFT_MS);
+            }
+            left.end().map_err(PodError::Left)?;
+        }
+        // Before the VMM: there is nothing to end yet if it cannot be written, and nobody finds what it does not name.
+        state.write(directory).map_err(failed("write the state file in")).inspect_err(|_| {
+            if let Err(cause) = remove_directory(directory) {
+                warn!(stage = "host"; "cannot remove {}: {cause}", directory.display());
+            }
+        })?;
+        let machine = Arc::new(Machine::spawn(Parts::of_version(VERSION))?);
+        state.processes.extend(machine.process().identity().ok());
+        state.write(directory).map_err(failed("write the state file in"))?;
+        Ok(machine)
     }
 
     /// The pod's directory.
@@ -145,7 +160,7 @@ impl Pod {
     }
 
     /// Changes what the state file says.
-    fn remember(&self, change: impl FnOnce(&mut State)) -> Result<(), PodError> {
+    fn remember(&self, change: impl FnOnce(&mut State)) -> std::result::Result<(), PodError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         state.write(&self.directory).map_err(|cause| PodError::Directory {
@@ -159,7 +174,7 @@ impl Pod {
     ///
     /// # Errors
     /// The file cannot be written, the cgroup refuses.
-    pub fn adopt(&self, stub: &Child) -> Result<(), TaskError> {
+    pub fn adopt(&self, stub: &Child) -> Result<()> {
         let identity = stub.identity().map_err(|cause| TaskError::Host { what: "describe the stub", cause })?;
         if let Some(sandbox) = self.sandbox.get() {
             sandbox.cgroup.add(stub.pid())?;
@@ -169,23 +184,22 @@ impl Pod {
         Ok(())
     }
 
-    /// The machine for a pod whose first container has this document; `meanwhile` runs while the guest boots. The
-    /// second caller, and all after it, get the machine that is there.
+    /// The machine for a pod whose first container has this document. The second caller, and all after it, get the machine that is there.
     ///
     /// # Errors
     /// See [`TaskError`].
-    pub async fn sandbox_for(self: &Arc<Self>, spec: &Spec, config: &Config) -> Result<&Arc<Sandbox>, TaskError> {
+    pub async fn sandbox_for(self: &Arc<Self>, spec: &Spec, config: &Config) -> Result<&Arc<Sandbox>> {
         self.sandbox.get_or_try_init(|| self.boot(spec, config)).await
     }
 
     /// Lets the machine run, before anybody waits for it.
-    async fn boot(self: &Arc<Self>, spec: &Spec, config: &Config) -> Result<Arc<Sandbox>, TaskError> {
+    async fn boot(self: &Arc<Self>, spec: &Spec, config: &Config) -> Result<Arc<Sandbox>> {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
         let machine = machine.ok_or(PodError::Ended)??;
+        set_limits(&config.limits);
         // Put back at once: the end of the pod stops it, whatever happens here.
         *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(Arc::clone(&machine)));
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let size = Size::of_container(spec, &config.vm, cpus);
+        let size = Size::of_container(spec, &config.vm, Host::here())?;
         let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
         let path = cgroup::path_for(&cgroups_path.display().to_string(), &self.id)?;
         let known = self.state.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone();
@@ -230,7 +244,9 @@ impl Pod {
                 relay(stream, "guest").await;
             }
         });
-        agent.create_sandbox(request).await?;
+        if let Err(cause) = agent.create_sandbox(request).await {
+            return Err(machine.blame(cause).await.map_or_else(TaskError::Agent, TaskError::Ended));
+        }
         phases::stamp(Stamp::SandboxMade);
         if !config.log.phases_file.as_os_str().is_empty() {
             tokio::spawn(phases::of_guest(Arc::clone(&machine), health.init_tsc));
@@ -289,7 +305,7 @@ impl Pod {
 }
 
 /// Only root looks into it.
-fn make_directory(path: &PathBuf) -> io::Result<()> {
+fn make_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let make = || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     match make() {
@@ -310,7 +326,7 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn entropy() -> Result<Vec<u8>, TaskError> {
+fn entropy() -> Result<Vec<u8>> {
     let mut bytes = vec![0; ENTROPY];
     // Up to 256 bytes come whole (getrandom(2)).
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())

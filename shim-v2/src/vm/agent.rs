@@ -39,7 +39,7 @@ pub enum AgentError {
         cause: String,
     },
     /// No answer in time.
-    #[error("the guest's agent did not {call} in {} s", .limit.as_secs())]
+    #[error("the guest's agent did not {call} in {} s (limits.call_s)", .limit.as_secs())]
     Timeout {
         /// What was asked.
         call: &'static str,

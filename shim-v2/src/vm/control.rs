@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use husk_protocol::control::{Envelope, ExitReason, Message, Reply, Request, Socket, SocketError};
 use husk_protocol::streams::{RPC_PORT, STREAM_PORT};
@@ -15,10 +14,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::streams::Streams;
+use crate::config::limits;
 use crate::watched::watch;
-
-/// Time for the VMM to answer: it does nothing that waits for the guest.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// Why a request fails.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +45,10 @@ pub enum ControlError {
         ended: Ended,
     },
     /// No answer in time.
-    #[error("the VMM did not answer in {} s when asked to {request}", ANSWER.as_secs())]
+    #[error("the VMM did not answer in {limit_s} s (limits.vmm_s) when asked to {request}")]
     Timeout {
+        /// The limit.
+        limit_s: u64,
         /// What was asked.
         request: &'static str,
     },
@@ -140,7 +139,8 @@ impl Control {
             self.stopping.store(true, Ordering::Relaxed);
         }
         let envelope = Envelope { id, request };
-        let answer = tokio::time::timeout(ANSWER, async {
+        let limit = limits().vmm();
+        let answer = tokio::time::timeout(limit, async {
             self.send(&envelope, descriptors).await.map_err(|cause| ControlError::Socket { request: name, cause })?;
             match reply.await {
                 Ok(Ok(reply)) => Ok(reply),
@@ -148,7 +148,7 @@ impl Control {
                 Err(_) => Err(ControlError::Ended { request: name, ended: self.ended().await }),
             }
         });
-        let answer = answer.await.unwrap_or(Err(ControlError::Timeout { request: name }));
+        let answer = answer.await.unwrap_or(Err(ControlError::Timeout { request: name, limit_s: limit.as_secs() }));
         self.waiting().replies.remove(&id);
         answer
     }

@@ -20,14 +20,15 @@ use super::agent::{AgentClient, AgentError};
 use super::control::{Control, ControlError, Ended, RpcConnection, console_lines};
 use super::sizing::Size;
 use super::streams::Streams;
-use crate::config::Config;
+use crate::config::{Config, limits};
 use crate::host::installed;
 use crate::host::process::{Child, Inheritance};
 
 /// A line of the VMM's or the guest's log is cut here.
 const LONGEST_LINE: usize = 4096;
-/// Time for the VMM's process to end after it was asked to.
-const STOP: Duration = Duration::from_secs(1);
+/// Between two questions whether a guest that is not ready yet has halted. Nothing tells: a halt does not leave KVM_RUN
+/// (vmm/src/vcpu.rs). A usual boot is over before the first.
+const LOOK: Duration = Duration::from_secs(2);
 /// Time for what the VMM said last to be read after its process has ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -38,7 +39,7 @@ const TAIL: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A file that is needed.
-    #[error("cannot open {path}: {cause}{}", hint(.path, .cause))]
+    #[error("cannot open {path}: {cause}")]
     Open {
         /// Which.
         path: PathBuf,
@@ -62,8 +63,14 @@ pub enum BootError {
     /// The guest ended instead.
     #[error("the guest did not become ready: {0}")]
     Ended(Ended),
+    /// The guest has stopped by itself.
+    #[error("the guest did not become ready: it has halted for good, as by a power-off{console}")]
+    Halted {
+        /// The console's last lines.
+        console: String,
+    },
     /// The guest did not answer in time.
-    #[error("the guest did not become ready in {limit_s} s: its machine is {state}; see limits.ready_s{console}")]
+    #[error("the guest did not become ready in {limit_s} s (limits.ready_s): its machine is {state}{console}")]
     Late {
         /// The limit.
         limit_s: u64,
@@ -93,14 +100,40 @@ fn tail(console: &Path) -> String {
     read().unwrap_or_default()
 }
 
-fn hint(path: &Path, cause: &io::Error) -> &'static str {
-    match (path.to_str(), cause.kind()) {
-        (Some("/dev/kvm"), io::ErrorKind::NotFound) => {
-            "; this host has no KVM: load kvm_intel or kvm_amd, or allow nested virtualisation"
-        }
-        (Some("/dev/kvm"), io::ErrorKind::PermissionDenied) => "; run containerd as root, or add it to the group kvm",
-        (_, io::ErrorKind::NotFound) => "; is this version of husk still installed?",
-        _ => "",
+impl BootError {
+    /// Whether the guest is the cause: its machine ran.
+    #[must_use]
+    pub fn is_of_guest(&self) -> bool {
+        matches!(self, Self::Ended(_) | Self::Halted { .. } | Self::Late { .. } | Self::Agent(_))
+    }
+
+    /// What to do about it, where something is known to help.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        let missing = "is this version of husk still installed? `husk version` lists what is";
+        Some(match self {
+            Self::Open { path, cause } => match (path.to_str(), cause.kind()) {
+                (Some("/dev/kvm"), io::ErrorKind::NotFound) => {
+                    "this host has no KVM: load kvm_intel or kvm_amd, or allow nested virtualisation; `husk check` says more"
+                }
+                (Some("/dev/kvm"), io::ErrorKind::PermissionDenied) => {
+                    "let containerd run as root with access to it: `husk check` says more"
+                }
+                (_, io::ErrorKind::NotFound) => missing,
+                _ => return None,
+            },
+            Self::Spawn { cause, .. } if cause.kind() == io::ErrorKind::NotFound => missing,
+            Self::Control(ControlError::Refused { .. }) => "`husk check` says whether this host can run a machine",
+            Self::Ended(_) | Self::Halted { .. } => {
+                "look at vm.kernel_cmdline and at the installed vmlinux and initrd; vm.kernel_cmdline = \"loglevel=7\" \
+                 shows all of the boot"
+            }
+            Self::Late { .. } => {
+                "raise limits.ready_s if this host is slow; `husk check` says whether it can run a machine"
+            }
+            Self::Agent(AgentError::Protocol { .. }) => "install shim and initrd of the same build",
+            _ => return None,
+        })
     }
 }
 
@@ -198,25 +231,57 @@ impl Machine {
             let health = agent.health().await?;
             Ok((agent, health))
         };
-        match tokio::time::timeout(config.limits.ready(), ready).await {
-            // Most likely because the machine has ended, which says why; one that goes on without its agent does not.
-            Ok(Err(BootError::Agent(lost @ AgentError::Lost { .. }))) => {
-                match tokio::time::timeout(STOP, self.control.ended()).await {
-                    Ok(ended) => Err(BootError::Ended(ended)),
-                    Err(_) => Err(lost.into()),
+        let halted = async {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                if self.state().await.is_ok_and(|state| state == MachineState::Halted) {
+                    return BootError::Halted { console: console_lines(&tail(console)) };
                 }
+            }
+        };
+        let ready = async {
+            tokio::select! {
+                ready = ready => ready,
+                halted = halted => Err(halted),
+            }
+        };
+        match tokio::time::timeout(config.limits.ready(), ready).await {
+            Ok(Err(BootError::Agent(cause))) => {
+                Err(self.blame(cause).await.map_or_else(BootError::Agent, BootError::Ended))
             }
             Ok(result) => result,
             Err(_) => {
-                let state = match self.control.ask("tell its state", Request::State, &[]).await {
-                    Ok(Reply::State(MachineState::Halted)) => "halted for good".to_owned(),
-                    Ok(Reply::State(state)) => format!("{state:?}").to_lowercase(),
-                    Ok(_) => "unknown".to_owned(),
+                let state = match self.state().await {
+                    Ok(state) => format!("{state:?}").to_lowercase(),
                     Err(cause) => cause.to_string(),
                 };
                 let limit_s = config.limits.ready_s.into();
                 Err(BootError::Late { limit_s, state, console: console_lines(&tail(console)) })
             }
+        }
+    }
+
+    /// Why a call of the agent's failed: a connection that is lost is most likely a machine that has ended, which says why;
+    /// one that goes on without its agent does not.
+    ///
+    /// # Errors
+    /// The machine has not ended: the cause itself.
+    pub async fn blame(&self, cause: AgentError) -> Result<Ended, AgentError> {
+        if !matches!(cause, AgentError::Lost { .. }) {
+            return Err(cause);
+        }
+        tokio::time::timeout(limits().stop(), self.control.ended()).await.map_err(|_| cause)
+    }
+
+    /// What the machine is doing.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    async fn state(&self) -> Result<MachineState, ControlError> {
+        const NAME: &str = "tell its state";
+        match self.control.ask(NAME, Request::State, &[]).await? {
+            Reply::State(state) => Ok(state),
+            other => Err(ControlError::Refused { request: NAME, message: format!("it answered {other:?}") }),
         }
     }
 
@@ -273,20 +338,21 @@ impl Machine {
 
     /// Ends the machine and waits until its process is gone. Nothing in the guest is asked.
     pub async fn stop(&self) {
+        let limit = limits().stop();
         if self.has_ended().is_none() {
-            let asked = tokio::time::timeout(STOP, self.control.ask("stop", Request::Stop, &[])).await;
+            let asked = tokio::time::timeout(limit, self.control.ask("stop", Request::Stop, &[])).await;
             if !matches!(asked, Ok(Ok(_))) && self.has_ended().is_none() {
                 warn!(stage = "stop"; "the VMM does not stop and is killed");
                 self.process.kill();
             }
         }
-        let ended = match tokio::time::timeout(STOP, self.process.ended()).await {
+        let ended = match tokio::time::timeout(limit, self.process.ended()).await {
             Ok(ended) => ended,
             Err(_) => {
-                warn!(stage = "stop"; "the VMM did not end in {} s and is killed", STOP.as_secs());
+                warn!(stage = "stop"; "the VMM did not end in {} s (limits.stop_s) and is killed", limit.as_secs());
                 self.process.kill();
                 // In uninterruptible sleep, perhaps: whoever removes the pod's cgroup has the next word.
-                tokio::time::timeout(STOP, self.process.ended()).await.unwrap_or_else(|_| Ok("not at all".to_owned()))
+                tokio::time::timeout(limit, self.process.ended()).await.unwrap_or_else(|_| Ok("not at all".to_owned()))
             }
         };
         match ended {

@@ -9,5 +9,5 @@ mod streams;
 pub use agent::{AgentClient, AgentError};
 pub use control::{ControlError, Ended};
 pub use machine::{BootError, Machine, Parts, relay};
-pub use sizing::Size;
+pub use sizing::{Host, Size, SizeError};
 pub use streams::{Announced, Streams};

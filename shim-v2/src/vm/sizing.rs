@@ -6,8 +6,48 @@ use crate::config;
 
 /// Most CPUs of a machine (the VMM's limit).
 const MOST_CPUS: u64 = 32;
+/// The largest limit that cgroup v1 knows (whole pages), which means none.
+const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 /// Memory of a machine is a multiple of this, in MiB.
 const STEP_MIB: u64 = 2;
+
+/// Why a machine of this size cannot be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// More memory than there is.
+    #[error("the machine would get {wanted_mib} MiB of memory ({from}), and this host has {host_mib} MiB")]
+    Memory {
+        /// What was asked for.
+        wanted_mib: u64,
+        /// By whom.
+        from: &'static str,
+        /// What there is.
+        host_mib: u64,
+    },
+}
+
+/// What the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host {
+    /// CPUs that this process may use.
+    pub cpus: usize,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+}
+
+impl Host {
+    /// This one.
+    #[must_use]
+    pub fn here() -> Self {
+        let info = rustix::system::sysinfo();
+        // A product of two of the kernel's words, which is RAM that exists.
+        let bytes = u128::from(info.totalram) * u128::from(info.mem_unit);
+        Self {
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_mib: u64::try_from(bytes >> 20).unwrap_or(u64::MAX),
+        }
+    }
+}
 
 /// Memory and CPUs of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,25 +61,28 @@ pub struct Size {
 impl Size {
     /// For a lone container: its memory limit and the guest's overhead, its CPU quota rounded up (but not to more than
     /// the host has: more would only wait for each other); where there is no limit, the configured size.
-    #[must_use]
-    pub fn of_container(spec: &Spec, config: &config::Vm, host_cpus: usize) -> Self {
+    ///
+    /// # Errors
+    /// More memory than the host has: such a guest dies when it uses it, or takes the host with it.
+    pub fn of_container(spec: &Spec, config: &config::Vm, host: Host) -> Result<Self, SizeError> {
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let limit = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
-        let memory_mib = match limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0) {
-            None => config.memory_mib,
+        let limit = limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| (1..UNLIMITED).contains(limit));
+        let (wanted_mib, from) = match limit {
+            None => (u64::from(config.memory_mib), "vm.memory_mib"),
             Some(bytes) => {
                 let mib = bytes.div_ceil(1 << 20).saturating_add(config.overhead_mib.into());
-                let mib = mib.checked_next_multiple_of(STEP_MIB).unwrap_or(u64::MAX);
-                // The VMM refuses what cannot be, and says so.
-                u32::try_from(mib).unwrap_or(u32::MAX)
+                (mib.checked_next_multiple_of(STEP_MIB).unwrap_or(u64::MAX), "its memory limit and vm.overhead_mib")
             }
         };
+        let refused = SizeError::Memory { wanted_mib, from, host_mib: host.memory_mib };
+        let memory_mib = u32::try_from(wanted_mib).ok().filter(|_| wanted_mib <= host.memory_mib).ok_or(refused)?;
         let cpu = resources.and_then(|resources| resources.cpu().as_ref());
         let quota = cpu.and_then(|cpu| cpu.quota()).and_then(|quota| u64::try_from(quota).ok()).filter(|q| *q > 0);
         let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
-        let most = MOST_CPUS.min(u64::try_from(host_cpus).unwrap_or(MOST_CPUS)).max(1);
+        let most = MOST_CPUS.min(u64::try_from(host.cpus).unwrap_or(MOST_CPUS)).max(1);
         let vcpus = quota.map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period).clamp(1, most));
-        Self { memory_mib, vcpus: u8::try_from(vcpus).unwrap_or(1) }
+        Ok(Self { memory_mib, vcpus: u8::try_from(vcpus).unwrap_or(1) })
     }
 }
 
@@ -47,10 +90,16 @@ impl Size {
 mod tests {
     use super::*;
 
-    fn size(resources: &str, host_cpus: usize) -> (u32, u8) {
+    const MEMORY_MIB: u64 = 8192;
+
+    fn try_size(resources: &str, cpus: usize) -> Result<Size, SizeError> {
         let text = format!(r#"{{"ociVersion": "1.0.2", "linux": {{"resources": {resources}}}}}"#);
         let spec: Spec = serde_json::from_str(&text).unwrap();
-        let size = Size::of_container(&spec, &config::Vm::default(), host_cpus);
+        Size::of_container(&spec, &config::Vm::default(), Host { cpus, memory_mib: MEMORY_MIB })
+    }
+
+    fn size(resources: &str, cpus: usize) -> (u32, u8) {
+        let size = try_size(resources, cpus).unwrap();
         (size.memory_mib, size.vcpus)
     }
 
@@ -68,13 +117,36 @@ mod tests {
     fn the_configured_cpus_are_taken_as_they_are() {
         let spec: Spec = serde_json::from_str(r#"{"ociVersion": "1.0.2"}"#).unwrap();
         let config = config::Vm { vcpus: 4, ..config::Vm::default() };
-        assert_eq!(Size::of_container(&spec, &config, 1).vcpus, 4);
+        let host = Host { cpus: 1, memory_mib: MEMORY_MIB };
+        assert_eq!(Size::of_container(&spec, &config, host).unwrap().vcpus, 4);
     }
 
     #[test]
     fn no_limit_is_said_in_more_than_one_way() {
         assert_eq!(size(r#"{"memory": {"limit": -1}, "cpu": {"quota": -1, "period": 0}}"#, 8), (512, 1));
         assert_eq!(size(r#"{"memory": {"limit": 0}, "cpu": {"quota": 0}}"#, 8), (512, 1));
-        assert_eq!(size(r#"{"memory": {"limit": 9223372036854775807}}"#, 8).0, u32::MAX, "refused by the VMM");
+        assert_eq!(size(r#"{"memory": {"limit": 9223372036854775807}}"#, 8), (512, 1));
+        assert_eq!(size(r#"{"memory": {"limit": 9223372036854771712}}"#, 8), (512, 1));
+    }
+
+    #[test]
+    fn more_memory_than_the_host_has_is_refused() {
+        // 8 GiB with the overhead, and 1 TiB.
+        assert_eq!(size(r#"{"memory": {"limit": 8522825728}}"#, 8).0, 8192);
+        for limit in ["8522825729", "1099511627776", "1152921504606846976"] {
+            let cause = try_size(&format!(r#"{{"memory": {{"limit": {limit}}}}}"#), 8).unwrap_err().to_string();
+            assert!(cause.contains("this host has 8192 MiB"), "{cause}");
+        }
+        let spec: Spec = serde_json::from_str(r#"{"ociVersion": "1.0.2"}"#).unwrap();
+        let config = config::Vm { memory_mib: u32::MAX, ..config::Vm::default() };
+        let host = Host { cpus: 1, memory_mib: MEMORY_MIB };
+        let cause = Size::of_container(&spec, &config, host).unwrap_err().to_string();
+        assert!(cause.contains("vm.memory_mib"), "{cause}");
+    }
+
+    #[test]
+    fn this_host_has_something() {
+        let host = Host::here();
+        assert!(host.cpus > 0 && host.memory_mib > 64, "{host:?}");
     }
 }

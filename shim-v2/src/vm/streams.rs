@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use husk_protocol::streams::{NONCE_LEN, Nonce};
 use log::debug;
@@ -16,10 +15,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
+use crate::config::limits;
+
 /// Connections that have not said their nonce yet, at most.
 const MOST_WAITING: usize = 64;
-/// Time for the nonce.
-const NONCE_TIME: Duration = Duration::from_secs(5);
 
 /// The streams that are expected.
 #[derive(Debug, Default)]
@@ -66,7 +65,7 @@ impl Streams {
         }
         let streams = Arc::clone(self);
         tokio::spawn(async move {
-            let delivered = tokio::time::timeout(NONCE_TIME, streams.deliver(connection)).await;
+            let delivered = tokio::time::timeout(limits().stream(), streams.deliver(connection)).await;
             streams.waiting.fetch_sub(1, Ordering::Relaxed);
             match delivered {
                 Ok(Ok(())) => {}

@@ -1,0 +1,212 @@
+//! Every key of the configuration: its name, type, default, what it may be, and what it means. The structures, the
+//! checks, `deploy/config.toml` and the table in `docs/operations.md` are made from this one list.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// One key, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Its name in its section.
+    pub name: &'static str,
+    /// Its default, as TOML has it.
+    pub default: String,
+    /// What it may be.
+    pub allowed: &'static str,
+    /// What it means, a line each.
+    pub about: &'static [&'static str],
+}
+
+/// One section of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// Its name.
+    pub name: &'static str,
+    /// Its keys, in order.
+    pub keys: Vec<Key>,
+}
+
+/// A value that cannot be.
+#[derive(Debug)]
+pub struct Wrong {
+    /// The key, with its section.
+    pub key: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What it would have to be.
+    pub allowed: &'static str,
+}
+
+/// A value as TOML has it.
+trait Literal {
+    fn literal(&self) -> String;
+}
+
+macro_rules! literal {
+    ($($type:ty: $value:ident => $text:expr),* $(,)?) => {
+        $(impl Literal for $type {
+            fn literal(&self) -> String {
+                let $value = self;
+                $text
+            }
+        })*
+    };
+}
+
+literal! {
+    u8: value => value.to_string(),
+    u32: value => value.to_string(),
+    // Rust's escapes of what may be in a default are TOML's.
+    String: value => format!("{value:?}"),
+    PathBuf: value => format!("{value:?}"),
+}
+
+macro_rules! sections {
+    ($(
+        $(#[doc = $section_about:literal])*
+        $section:ident: $type:ident {
+            $(
+                $(#[doc = $about:literal])*
+                $key:ident: $value:ty = $default:expr, $allowed:literal, $check:expr;
+            )*
+        }
+    )*) => {
+        /// The whole configuration.
+        #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Config {
+            $($(#[doc = $section_about])* pub $section: $type,)*
+        }
+
+        $(
+            $(#[doc = $section_about])*
+            #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+            #[serde(deny_unknown_fields, default)]
+            pub struct $type {
+                $($(#[doc = $about])* pub $key: $value,)*
+            }
+
+            impl Default for $type {
+                fn default() -> Self {
+                    Self { $($key: $default.into(),)* }
+                }
+            }
+        )*
+
+        impl Config {
+            /// Every key there is.
+            #[must_use]
+            pub fn keys() -> Vec<Section> {
+                let defaults = Self::default();
+                vec![$(Section {
+                    name: stringify!($section),
+                    keys: vec![$(Key {
+                        name: stringify!($key),
+                        default: defaults.$section.$key.literal(),
+                        allowed: $allowed,
+                        about: &[$($about),*],
+                    },)*],
+                },)*]
+            }
+
+            /// The first value that cannot be.
+            pub(super) fn check(&self) -> Result<(), Wrong> {
+                $($({
+                    let good: fn(&$value) -> bool = $check;
+                    if !good(&self.$section.$key) {
+                        return Err(Wrong {
+                            key: concat!(stringify!($section), ".", stringify!($key)),
+                            value: self.$section.$key.literal(),
+                            allowed: $allowed,
+                        });
+                    }
+                })*)*
+                Ok(())
+            }
+        }
+    };
+}
+
+sections! {
+    /// The virtual machine.
+    vm: Vm {
+        /// Memory of a pod that has no limit of its own, in MiB. It is not reserved on the host: a guest takes what it touches.
+        memory_mib: u32 = 512_u32, "at least 64, and no more than the host has", |value| *value >= 64;
+        /// CPUs of a pod that has no limit of its own. A limit (quota / period) is rounded up.
+        vcpus: u8 = 1_u8, "1 to 32", |value| (1..=32).contains(value);
+        /// What the guest's kernel and agent get beside a container's memory limit, in MiB.
+        overhead_mib: u32 = 64_u32, "at least 48", |value| *value >= 48;
+        /// Appended to the guest kernel's command line. For looking into a guest: "loglevel=7".
+        kernel_cmdline: String = "", "any text", |_| true;
+        /// The guest's console goes to /run/husk/<namespace>/<id>/console.log, which ends after so many KiB.
+        console_kib: u32 = 64_u32, "0 to 16384", |value| *value <= 16384;
+    }
+
+    /// How long something may take. What takes longer has failed: the error names the key.
+    limits: Limits {
+        /// From the machine's start to the agent's first answer, in seconds.
+        ready_s: u32 = 10_u32, "1 to 3600", seconds;
+        /// containerd to call a shim that it has started, in seconds; it ends then, because nobody knows of it.
+        connect_s: u32 = 30_u32, "1 to 3600", seconds;
+        /// One call of the agent, in seconds.
+        call_s: u32 = 30_u32, "1 to 3600", seconds;
+        /// One answer of the VMM, which waits for nothing of the guest's, in seconds.
+        vmm_s: u32 = 10_u32, "1 to 3600", seconds;
+        /// The end of the VMM after it was asked to stop, in seconds; it is killed then.
+        stop_s: u32 = 1_u32, "1 to 3600", seconds;
+        /// The exit of a container after the agent has killed it, in seconds; its machine is stopped then.
+        kill_s: u32 = 5_u32, "1 to 3600", seconds;
+        /// Output that is left when a program has ended, before its exit is reported, in seconds.
+        output_s: u32 = 2_u32, "1 to 3600", seconds;
+        /// The same before Delete closes the streams, in seconds. CRI gives Delete 10 s in all.
+        delete_output_s: u32 = 4_u32, "1 to 3600", seconds;
+        /// A stream of the guest's to say which it is, in seconds.
+        stream_s: u32 = 5_u32, "1 to 3600", seconds;
+        /// containerd to take one event, in seconds; it is sent again then.
+        event_s: u32 = 5_u32, "1 to 3600", seconds;
+        /// containerd to take all events before the shim ends, in seconds. It gives Shutdown 3 s.
+        events_s: u32 = 2_u32, "1 to 3600", seconds;
+    }
+
+    /// The log.
+    log: Log {
+        /// How much is logged.
+        level: String = "info", "error, warn, info, debug or trace", |value| value.parse::<log::LevelFilter>().is_ok();
+        /// Where the time stamps of every pod's start are appended, for `husk bench`; empty: nowhere. The file ends at 1 MiB.
+        phases_file: PathBuf = "", "an absolute path, or empty", |value| value.as_os_str().is_empty() || value.is_absolute();
+    }
+}
+
+fn seconds(value: &u32) -> bool {
+    (1..=3600).contains(value)
+}
+
+macro_rules! limits {
+    ($($name:ident: $key:ident),* $(,)?) => {
+        impl Limits {
+            $(
+                #[doc = concat!("`", stringify!($key), "` as a duration.")]
+                #[must_use]
+                pub fn $name(&self) -> Duration {
+                    Duration::from_secs(self.$key.into())
+                }
+            )*
+        }
+    };
+}
+
+limits! {
+    ready: ready_s,
+    connect: connect_s,
+    call: call_s,
+    vmm: vmm_s,
+    stop: stop_s,
+    kill: kill_s,
+    output: output_s,
+    delete_output: delete_output_s,
+    stream: stream_s,
+    event: event_s,
+    events: events_s,
+}
