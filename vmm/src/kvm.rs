@@ -36,23 +36,47 @@ impl KvmError {
     }
 }
 
-/// Without these there is no machine (Documentation/virt/kvm/api.rst).
-const REQUIRED: &[(Cap, &str)] = &[
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-    (Cap::Irqfd, "KVM_CAP_IRQFD"),
-    (Cap::Pit2, "KVM_CAP_PIT2"),
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::MpState, "KVM_CAP_MP_STATE"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+/// Something that a KVM may be able to do.
+#[derive(Debug)]
+pub struct Capability {
+    /// Its number.
+    pub cap: Cap,
+    /// Its name in the kernel.
+    pub name: &'static str,
+    /// What husk uses it for, or is like without it.
+    pub why: &'static str,
+}
+
+const fn capability(cap: Cap, name: &'static str, why: &'static str) -> Capability {
+    Capability { cap, name, why }
+}
+
+/// Without these there is no machine (Documentation/virt/kvm/api.rst). `husk check` asks for the same.
+pub const REQUIRED: &[Capability] = &[
+    capability(Cap::Irqchip, "KVM_CAP_IRQCHIP", "interrupt controllers in the kernel"),
+    capability(Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "a device's queue is kicked without leaving the kernel"),
+    capability(Cap::Irqfd, "KVM_CAP_IRQFD", "a device interrupts without leaving the kernel"),
+    capability(Cap::Pit2, "KVM_CAP_PIT2", "the timer that Linux boots with"),
+    capability(Cap::UserMemory, "KVM_CAP_USER_MEMORY", "the guest's memory"),
+    capability(Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR", "Intel without unrestricted guests"),
+    capability(Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "the guest's CPUID"),
+    capability(Cap::MpState, "KVM_CAP_MP_STATE", "more than one CPU, and seeing that a guest has halted"),
+    capability(Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "a CPU can be stopped at any moment"),
 ];
 
 /// What the machine is better with; without them it works on.
+pub const OPTIONAL: &[Capability] = &[TSC_DEADLINE];
+
+const TSC_DEADLINE: Capability = capability(
+    Cap::TscDeadlineTimer,
+    "KVM_CAP_TSC_DEADLINE_TIMER",
+    "guests boot a quarter of a second more slowly: Linux measures its timer",
+);
+
+/// What of [`OPTIONAL`] is there.
 #[derive(Debug, Clone, Copy)]
 pub struct Optional {
-    /// The local APIC's TSC-deadline timer: without it Linux measures the timer at boot, which takes a quarter of a second.
+    /// The local APIC's TSC-deadline timer.
     pub tsc_deadline: bool,
 }
 
@@ -75,13 +99,14 @@ impl Host {
         if u32::try_from(version) != Ok(KVM_API_VERSION) {
             return Err(KvmError::ApiVersion(version));
         }
-        if let Some((_, name)) = REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-            return Err(KvmError::Missing(name));
+        let mut missing = REQUIRED.iter().filter(|capability| !kvm.check_extension(capability.cap));
+        if let Some(capability) = missing.next() {
+            return Err(KvmError::Missing(capability.name));
         }
-        let optional = Optional { tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) };
-        if !optional.tsc_deadline {
-            info!("this host's KVM lacks KVM_CAP_TSC_DEADLINE_TIMER: guests boot more slowly");
+        for Capability { name, why, .. } in OPTIONAL.iter().filter(|capability| !kvm.check_extension(capability.cap)) {
+            info!("this host's KVM lacks {name}: {why}");
         }
+        let optional = Optional { tsc_deadline: kvm.check_extension(TSC_DEADLINE.cap) };
         Ok(Self { kvm, optional })
     }
 
