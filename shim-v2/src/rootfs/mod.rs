@@ -70,7 +70,10 @@ fn detach(path: &Path) -> Result<OwnedFd, RootfsError> {
 
 /// What is in the mount means nothing to the host: no set-user-ID program, no device, no link is followed there. The
 /// guest sees all of them.
-fn restrict(root: &OwnedFd) -> io::Result<()> {
+///
+/// # Errors
+/// The mount is not detached, or the kernel is older than 5.14.
+pub fn restrict(root: &OwnedFd) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSYMFOLLOW,
         attr_clr: 0,
