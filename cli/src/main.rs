@@ -1,7 +1,13 @@
 //! `husk`: the command that people type. One command is one module.
 
+mod check;
+mod host;
+mod installed;
+mod process;
+mod terminal;
 mod version;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -16,12 +22,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say whether this host can run pods, and what to do if not
+    Check(check::Arguments),
     /// Say which version this is, and which are installed
     Version(version::Arguments),
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
+        Command::Check(arguments) => check::run(&arguments),
         Command::Version(arguments) => version::run(&arguments),
     }
+}
+
+/// Prints a text. A reader that has gone away (`husk ps | head -n 1`) wants no more of it.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Prints a value as JSON.
+fn print_json(value: &impl serde::Serialize) {
+    // What is printed are texts and numbers, whose JSON cannot fail.
+    print(&serde_json::to_string_pretty(value).map(|text| text + "\n").unwrap_or_default());
 }

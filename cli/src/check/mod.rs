@@ -1,0 +1,195 @@
+//! `husk check`: whether a pod would run on this host, point by point, and what to do where not.
+
+mod containerd;
+mod files;
+mod guest;
+mod kernel;
+mod kvm;
+mod registration;
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::host::Host;
+use crate::terminal::{escaped, wants_colour, wrapped};
+
+/// The argument that makes this program the test guest's process.
+const PROBE: &str = "--probe-kvm";
+/// A line of the answer is no longer, if its words allow it.
+const WIDTH: usize = 110;
+/// What stands before a point's text: its state and its name.
+const INDENT: usize = 28;
+
+/// What may be asked.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Print JSON: an object with `able`, `version`, and `points`, each with `name`, `state`, `what` and `remedy`
+    #[arg(long)]
+    json: bool,
+    /// Run the test guest on the KVM that is the standard input
+    #[arg(long = "probe-kvm", hide = true)]
+    probe: bool,
+}
+
+/// How a point stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// Worth knowing; nothing is to be done.
+    Note,
+    /// Pods run, but something is not as it should be.
+    Warning,
+    /// It could not be found out, so nobody knows whether pods run.
+    Unknown,
+    /// No pod runs.
+    Failed,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Unknown => "unknown",
+            Self::Failed => "FAILED",
+        }
+    }
+
+    /// Its colour, as a terminal's attribute (ECMA-48, SGR).
+    fn colour(self) -> &'static str {
+        match self {
+            Self::Ok => "32",
+            Self::Note => "36",
+            Self::Warning | Self::Unknown => "33",
+            Self::Failed => "1;31",
+        }
+    }
+}
+
+/// One point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Point {
+    /// Its name, which stays the same from version to version.
+    pub name: &'static str,
+    /// How it stands.
+    pub state: State,
+    /// What was found, in words.
+    pub what: String,
+    /// What to do, where something is not as it should be.
+    pub remedy: Option<String>,
+}
+
+impl Point {
+    /// As it should be.
+    pub fn ok(name: &'static str, what: impl Into<String>) -> Self {
+        Self { name, state: State::Ok, what: what.into(), remedy: None }
+    }
+
+    /// Worth knowing.
+    pub fn note(name: &'static str, what: impl Into<String>) -> Self {
+        Self { name, state: State::Note, what: what.into(), remedy: None }
+    }
+
+    /// Not as it should be.
+    pub fn warning(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, state: State::Warning, what: what.into(), remedy: Some(remedy.into()) }
+    }
+
+    /// Not found out.
+    pub fn unknown(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, state: State::Unknown, what: what.into(), remedy: Some(remedy.into()) }
+    }
+
+    /// No pod runs.
+    pub fn failed(name: &'static str, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, state: State::Failed, what: what.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+impl Point {
+    /// With something to do.
+    fn with_remedy(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+}
+
+/// A cause of several lines, as a parser shows it, in one: without the lines that draw the place.
+fn one_line(cause: &impl std::fmt::Display) -> String {
+    let text = cause.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| {
+        let drawn = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|');
+        !(line.is_empty() || drawn)
+    });
+    lines.collect::<Vec<_>>().join(": ")
+}
+
+/// The whole answer.
+#[derive(Serialize)]
+struct Answer {
+    able: bool,
+    version: &'static str,
+    points: Vec<Point>,
+}
+
+/// Checks this host; the exit status is 0 only if a pod would run.
+pub fn run(arguments: &Arguments) -> ExitCode {
+    if arguments.probe {
+        return guest::run();
+    }
+    let points = points(&Host::this());
+    let able = points.iter().all(|point| !matches!(point.state, State::Failed | State::Unknown));
+    let answer = Answer { able, version: husk_shim::VERSION, points };
+    if arguments.json {
+        crate::print_json(&answer);
+    } else {
+        crate::print(&text(&answer, wants_colour()));
+    }
+    if able { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// All points, in the order in which a person mends them.
+fn points(host: &Host) -> Vec<Point> {
+    let containerd = containerd::Containerd::find(host);
+    let (shim, files) = files::points(host, &containerd);
+    [
+        kvm::points(host),
+        vec![kernel::virtualisation(host), kernel::cgroup(host)],
+        kernel::system_calls(),
+        vec![files::run_space(host), shim],
+        files,
+        vec![files::configuration(host)],
+        containerd::points(host, &containerd),
+    ]
+    .concat()
+}
+
+/// The answer as a person reads it.
+fn text(answer: &Answer, colour: bool) -> String {
+    let mut text = String::new();
+    for point in &answer.points {
+        let word = format!("{:8}", point.state.word());
+        let word = if colour { format!("\x1b[{}m{word}\x1b[0m", point.state.colour()) } else { word };
+        let mut lines = wrapped(&escaped(&point.what, false), WIDTH - INDENT).into_iter();
+        text.push_str(&format!("{word}{:20}{}\n", point.name, lines.next().unwrap_or_default()));
+        let remedy =
+            point.remedy.iter().flat_map(|remedy| wrapped(&format!("-> {}", escaped(remedy, false)), WIDTH - INDENT));
+        for line in lines.chain(remedy) {
+            text.push_str(&format!("{:INDENT$}{line}\n", ""));
+        }
+    }
+    let count = |state| answer.points.iter().filter(|point| point.state == state).count();
+    let failed = count(State::Failed) + count(State::Unknown);
+    let verdict = match (failed, count(State::Warning)) {
+        (0, 0) => "husk can run pods on this host.".to_owned(),
+        (0, 1) => "husk can run pods on this host, with one warning.".to_owned(),
+        (0, warnings) => format!("husk can run pods on this host, with {warnings} warnings."),
+        (1, _) => "husk cannot run pods on this host: one point failed, see -> for what to do.".to_owned(),
+        (failed, _) => format!("husk cannot run pods on this host: {failed} points failed, see -> for what to do."),
+    };
+    text.push_str(&format!("\n{verdict}\n"));
+    text
+}
