@@ -1,20 +1,84 @@
-//! The log: logfmt lines on the bundle's `log` fifo, which containerd reads.
+//! The log: logfmt lines on the bundle's `log` fifo, which containerd reads, and the last of them in the pod's directory,
+//! for `husk logs`.
 //!
 //! The fifo has no reader while containerd is down, and nothing waits for a log: what finds no room is lost.
 
 use std::fmt::Write as _;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{LevelFilter, Log, Metadata, Record};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use crate::host::{LOG, OLD_LOG};
+
+/// KiB of the log that are kept until the configuration says otherwise.
+pub const KEPT_KIB: u32 = 64;
 
 struct Logger {
     fifo: OwnedFd,
     sandbox: String,
+    kept: Mutex<Option<Kept>>,
+}
+
+impl Logger {
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The log's last lines in two files: one that is written, and the one before, which it replaces when it is full. Both
+/// together are never larger than the limit.
+struct Kept {
+    /// Where they are, also under another name, and nowhere else if it is gone: a new pod of this id has its own.
+    directory: OwnedFd,
+    file: OwnedFd,
+    written: u64,
+    limit: u64,
+    /// The last line is not whole: the disk was full.
+    torn: bool,
+}
+
+impl Kept {
+    fn open(directory: &Path, limit: u64) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+        // Of an earlier pod of this id.
+        let _ = rustix::fs::unlinkat(&directory, OLD_LOG, AtFlags::empty());
+        let file = Self::create(&directory)?;
+        Ok(Self { directory, file, written: 0, limit, torn: false })
+    }
+
+    fn create(directory: &OwnedFd) -> io::Result<OwnedFd> {
+        let flags =
+            OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(directory, LOG, flags, Mode::RUSR | Mode::WUSR)?)
+    }
+
+    fn turn_over(&mut self) -> io::Result<()> {
+        rustix::fs::renameat(&self.directory, LOG, &self.directory, OLD_LOG)?;
+        self.file = Self::create(&self.directory)?;
+        self.written = 0;
+        self.torn = false;
+        Ok(())
+    }
+
+    /// Takes a line, if there is room for it.
+    fn write(&mut self, line: &str) {
+        let half = self.limit / 2;
+        let len = line.len() as u64 + 1;
+        if len > half || (self.written + len > half && self.turn_over().is_err()) {
+            return;
+        }
+        let line = if self.torn { format!("\n{line}") } else { line.to_owned() };
+        let written = rustix::io::write(&self.file, line.as_bytes()).unwrap_or(0);
+        self.written += written as u64;
+        self.torn = if written == 0 { self.torn } else { written < line.len() };
+    }
 }
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
@@ -79,6 +143,9 @@ impl Log for Logger {
         line.push('\n');
         // A full fifo, or none: the line is lost.
         let _ = rustix::io::write(&self.fifo, line.as_bytes());
+        if let Some(kept) = &mut *self.kept() {
+            kept.write(&line);
+        }
     }
 
     fn flush(&self) {}
@@ -88,11 +155,11 @@ impl Log for Logger {
 ///
 /// # Errors
 /// There is no such fifo.
-pub fn init(path: &Path, sandbox: &str) -> std::io::Result<()> {
+pub fn init(path: &Path, sandbox: &str) -> io::Result<()> {
     // Both ends, so that it opens without a reader.
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fifo = rustix::fs::open(path, flags, Mode::empty())?;
-    let logger = LOGGER.get_or_init(|| Logger { fifo, sandbox: sandbox.to_owned() });
+    let logger = LOGGER.get_or_init(|| Logger { fifo, sandbox: sandbox.to_owned(), kept: Mutex::new(None) });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
@@ -106,10 +173,82 @@ pub fn set_level(level: &str, debug: bool) {
     }
 }
 
+/// Keeps the last lines in this directory from now on.
+///
+/// # Errors
+/// The file cannot be made.
+pub fn keep(directory: &Path) -> io::Result<()> {
+    if let Some(logger) = LOGGER.get() {
+        *logger.kept() = Some(Kept::open(directory, u64::from(KEPT_KIB) * 1024)?);
+    }
+    Ok(())
+}
+
+/// Sets how many KiB of the lines are kept; 0: no more from now on.
+pub fn set_kept(kib: u32) {
+    if let Some(logger) = LOGGER.get()
+        && let Some(kept) = &mut *logger.kept()
+    {
+        kept.limit = u64::from(kib) * 1024;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::time::Duration;
+
+    #[test]
+    fn the_last_lines_are_kept_within_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let read = |name| fs::read_to_string(directory.path().join(name)).unwrap_or_default();
+        let mut kept = Kept::open(directory.path(), 1000).unwrap();
+        for number in 0..100 {
+            kept.write(&format!("line {number:03} {}\n", "x".repeat(31)));
+        }
+        let text = read(OLD_LOG) + &read(LOG);
+        assert!(text.len() <= 1000 && text.len() > 500, "{}", text.len());
+        let numbers: Vec<_> = text.lines().map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect();
+        let last: Vec<_> = (100 - numbers.len()..100).map(|number| format!("{number:03}")).collect();
+        assert_eq!(numbers, last);
+        // A line that is longer than all of it, and a log that is switched off.
+        kept.write(&"y".repeat(2000));
+        kept.limit = 0;
+        kept.write("more\n");
+        assert_eq!(read(OLD_LOG) + &read(LOG), text);
+    }
+
+    #[test]
+    fn another_life_of_the_pod_is_left_alone() {
+        let run = tempfile::tempdir().unwrap();
+        let directory = run.path().join("c1");
+        fs::create_dir(&directory).unwrap();
+        let mut first = Kept::open(&directory, 100).unwrap();
+        first.write("of the first\n");
+        fs::remove_file(directory.join(LOG)).unwrap();
+        fs::remove_dir(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
+        let mut second = Kept::open(&directory, 100).unwrap();
+        second.write("of the second\n");
+        (0..10).for_each(|_| first.write("still of the first\n"));
+        assert_eq!(fs::read_to_string(directory.join(LOG)).unwrap(), "of the second\n");
+        assert!(!directory.join(OLD_LOG).exists());
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut kept = Kept::open(directory.path(), 1000).unwrap();
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = std::mem::replace(&mut kept.file, rustix::fs::open("/dev/full", flags, Mode::empty()).unwrap());
+        kept.write("lost\n");
+        kept.file = file;
+        kept.torn = true;
+        kept.write("whole\n");
+        assert_eq!(fs::read_to_string(directory.path().join(LOG)).unwrap(), "\nwhole\n");
+        assert!(!kept.torn);
+    }
 
     #[test]
     fn values_stay_on_their_line() {

@@ -174,6 +174,9 @@ sections! {
     log: Log {
         /// How much is logged.
         level: String = "info", "error, warn, info, debug or trace", |value| value.parse::<log::LevelFilter>().is_ok();
+        /// Beside containerd's log, the pod's lines go to /run/husk/<namespace>/<id>/shim.log, for `husk logs`: the last so many
+        /// KiB. 0: none.
+        file_kib: u32 = crate::logger::KEPT_KIB, "0 to 16384", |value| *value <= 16384;
         /// Where the time stamps of every pod's start are appended, for `husk bench`; empty: nowhere. The file ends at 1 MiB.
         phases_file: PathBuf = "", "an absolute path, or empty", |value| value.as_os_str().is_empty() || value.is_absolute();
     }

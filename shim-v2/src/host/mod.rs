@@ -13,6 +13,10 @@ pub const SOCKETS: &str = "/run/containerd/s";
 
 /// The guest's console, in a pod's directory.
 pub const CONSOLE: &str = "console.log";
+/// husk's log of the pod, in a pod's directory, and what was in it before it was full.
+pub const LOG: &str = "shim.log";
+/// See [`LOG`].
+pub const OLD_LOG: &str = "shim.log.old";
 /// Where a root is mounted for a moment, in a pod's directory.
 pub const ROOTFS: &str = "rootfs";
 

@@ -177,6 +177,12 @@ impl Identity {
         }
     }
 
+    /// Whether the process is still there.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        started(self.pid).is_ok_and(|started| started == self.started)
+    }
+
     /// Waits until the process is gone, at most `milliseconds`.
     pub fn wait(&self, milliseconds: i64) {
         if let Some(pidfd) = self.open() {
@@ -188,7 +194,7 @@ impl Identity {
     fn open(&self) -> Option<OwnedFd> {
         // The descriptor first: what it stands for cannot change any more, then the check.
         let pidfd = pidfd_open(Pid::from_raw(self.pid.cast_signed())?, PidfdFlags::empty()).ok()?;
-        started(self.pid).is_ok_and(|started| started == self.started).then_some(pidfd)
+        self.is_alive().then_some(pidfd)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The file that names what cannot be tied to a process or a descriptor: read by `delete` when the shim is gone.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,9 @@ pub struct State {
     /// The VMM and the stubs.
     #[serde(default)]
     pub processes: Vec<Identity>,
+    /// The containers, each with its stub: what `husk ps` shows.
+    #[serde(default)]
+    pub containers: BTreeMap<String, Identity>,
     /// The socket that containerd connects to.
     pub socket: PathBuf,
     /// The pod's cgroup.
@@ -84,7 +88,7 @@ pub fn remove_directory(directory: &Path) -> io::Result<()> {
     };
     // By name and never recursively: a mount that was left in there leads to somebody's files.
     gone(fs::remove_dir(directory.join(super::ROOTFS)))?;
-    for name in [NAME, TEMPORARY, super::CONSOLE] {
+    for name in [NAME, TEMPORARY, super::CONSOLE, super::LOG, super::OLD_LOG] {
         gone(fs::remove_file(directory.join(name)))?;
     }
     gone(fs::remove_dir(directory))?;
@@ -109,11 +113,15 @@ mod tests {
             version: "1.2.3".into(),
             shim: Identity { pid: 1, started: 2 },
             processes: vec![Identity { pid: 3, started: 4 }],
+            containers: BTreeMap::from([("c1".to_owned(), Identity { pid: 3, started: 4 })]),
             socket: "/run/s".into(),
             cgroup: Some("/sys/fs/cgroup/default/husk-c1".into()),
         };
         state.write(&directory).unwrap();
         assert_eq!(State::read(&directory).unwrap(), Some(state));
+        // As an earlier version wrote it.
+        fs::write(directory.join(NAME), r#"{"version":"0","shim":{"pid":1,"started":2},"socket":"/s"}"#).unwrap();
+        assert_eq!(State::read(&directory).unwrap().unwrap().containers, BTreeMap::new());
         fs::write(directory.join(NAME), "{").unwrap();
         assert!(State::read(&directory).is_err());
         remove_directory(&directory).unwrap();

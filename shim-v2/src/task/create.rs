@@ -41,6 +41,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     }
     let config = configuration(pod, request)?;
     logger::set_level(&config.log.level, pod.debug);
+    logger::set_kept(config.log.file_kib);
     let bundle = PathBuf::from(request.bundle());
     let spec_path = bundle.join("config.json");
     let spec_error = |cause| TaskError::Spec { id: id.to_owned(), cause };
@@ -65,7 +66,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     };
     let (sandbox, host) = tokio::join!(pod.sandbox_for(&spec, &config), host);
     let (sandbox, (root, stub)) = (sandbox?, host?);
-    pod.adopt(&stub)?;
+    pod.adopt(id, &stub)?;
     let lone = spec.annotations().as_ref().is_none_or(|annotations| !annotations.contains_key(CONTAINER_TYPE));
     let share = Share { name: format!("root-{id}"), read_only: false, exclusive: true };
     let share_name = share.name.clone();

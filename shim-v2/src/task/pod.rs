@@ -1,5 +1,6 @@
 //! The pod: one machine, and what it has on the host.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use crate::host::CONSOLE;
 use crate::host::cgroup::{self, Cgroup, CgroupError};
 use crate::host::process::{Child, Identity, started};
 use crate::host::state::{State, remove_directory};
+use crate::logger;
 use crate::phases::{self, Stamp};
 use crate::vm::{AgentClient, BootError, Host, Machine, Parts, Size, relay};
 
@@ -100,6 +102,7 @@ impl Pod {
             version: VERSION.to_owned(),
             shim: Identity { pid, started: started(pid).unwrap_or_default() },
             processes: Vec::new(),
+            containers: BTreeMap::new(),
             socket,
             cgroup: None,
         };
@@ -135,6 +138,10 @@ impl Pod {
                 warn!(stage = "host"; "cannot remove {}: {cause}", directory.display());
             }
         })?;
+        // The log goes to containerd all the same.
+        if let Err(cause) = logger::keep(directory) {
+            warn!(stage = "host"; "no copy of the log is kept in {}: {cause}", directory.display());
+        }
         let machine = Arc::new(Machine::spawn(Parts::of_version(VERSION))?);
         state.processes.extend(machine.process().identity().ok());
         state.write(directory).map_err(failed("write the state file in"))?;
@@ -170,17 +177,22 @@ impl Pod {
         })
     }
 
-    /// Names a stub in the state file, and puts it into the pod's cgroup.
+    /// Names the stub of container `id` in the state file, and puts it into the pod's cgroup.
     ///
     /// # Errors
     /// The file cannot be written, the cgroup refuses.
-    pub fn adopt(&self, stub: &Child) -> Result<()> {
+    pub fn adopt(&self, id: &str, stub: &Child) -> Result<()> {
         let identity = stub.identity().map_err(|cause| TaskError::Host { what: "describe the stub", cause })?;
         if let Some(sandbox) = self.sandbox.get() {
             sandbox.cgroup.add(stub.pid())?;
             set_oom_score(stub, sandbox.oom_score_adj);
         }
-        self.remember(|state| state.processes.push(identity))?;
+        self.remember(|state| {
+            state.processes.push(identity);
+            // A pod may have many containers, one after the other.
+            state.containers.retain(|_, stub| stub.is_alive());
+            state.containers.insert(id.to_owned(), identity);
+        })?;
         Ok(())
     }
 
@@ -281,6 +293,7 @@ impl Pod {
         let nothing = self.remember(|state| {
             state.cgroup = None;
             state.processes.clear();
+            state.containers.clear();
         });
         if let Err(cause) = nothing {
             warn!(stage = "end"; "{cause}");
