@@ -3,7 +3,9 @@
 mod check;
 mod host;
 mod installed;
+mod pods;
 mod process;
+mod ps;
 mod terminal;
 mod version;
 
@@ -24,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Say whether this host can run pods, and what to do if not
     Check(check::Arguments),
+    /// List the pods, their containers, memory and uptime
+    Ps(ps::Arguments),
     /// Say which version this is, and which are installed
     Version(version::Arguments),
 }
@@ -31,6 +35,7 @@ enum Command {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Check(arguments) => check::run(&arguments),
+        Command::Ps(arguments) => ps::run(&arguments),
         Command::Version(arguments) => version::run(&arguments),
     }
 }

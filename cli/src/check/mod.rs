@@ -182,14 +182,68 @@ fn text(answer: &Answer, colour: bool) -> String {
         }
     }
     let count = |state| answer.points.iter().filter(|point| point.state == state).count();
-    let failed = count(State::Failed) + count(State::Unknown);
-    let verdict = match (failed, count(State::Warning)) {
-        (0, 0) => "husk can run pods on this host.".to_owned(),
-        (0, 1) => "husk can run pods on this host, with one warning.".to_owned(),
-        (0, warnings) => format!("husk can run pods on this host, with {warnings} warnings."),
-        (1, _) => "husk cannot run pods on this host: one point failed, see -> for what to do.".to_owned(),
-        (failed, _) => format!("husk cannot run pods on this host: {failed} points failed, see -> for what to do."),
+    let amount = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let verdict = match (count(State::Failed), count(State::Unknown), count(State::Warning)) {
+        (0, 0, 0) => "husk can run pods on this host.".to_owned(),
+        (0, 0, warnings) => format!("husk can run pods on this host, with {}.", amount(warnings, "warning")),
+        (0, unknown, _) => {
+            format!("It is not known whether husk can run pods on this host: {} not tried.", amount(unknown, "point"))
+        }
+        (failed, unknown, _) => {
+            let untried = if unknown == 0 { String::new() } else { format!(", {unknown} not tried") };
+            format!(
+                "husk cannot run pods on this host: {} failed{untried}; -> says what to do.",
+                amount(failed, "point")
+            )
+        }
     };
     text.push_str(&format!("\n{verdict}\n"));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(points: Vec<Point>) -> Answer {
+        Answer { able: false, version: "1.2.3", points }
+    }
+
+    #[test]
+    fn a_person_reads_the_verdict_and_the_remedy() {
+        let long = "word ".repeat(40);
+        let points = vec![Point::ok("a", "fine"), Point::failed("b.c", long.trim(), "do this\x1b[2J")];
+        let shown = text(&answer(points), false);
+        assert!(
+            shown.starts_with("ok      a                   fine\nFAILED  b.c                 word word"),
+            "{shown}"
+        );
+        assert!(shown.lines().all(|line| line.len() <= WIDTH), "{shown}");
+        assert!(shown.contains("\n                            -> do this\\x1b[2J\n"), "{shown}");
+        assert!(
+            shown.ends_with("\nhusk cannot run pods on this host: 1 point failed; -> says what to do.\n"),
+            "{shown}"
+        );
+        assert!(!shown.contains('\x1b'));
+        let colours = text(&answer(vec![Point::warning("a", "b", "c")]), true);
+        assert!(colours.starts_with("\x1b[33mwarning \x1b[0ma "), "{colours:?}");
+        assert!(colours.contains("can run pods on this host, with 1 warning."));
+        let unknown = text(&answer(vec![Point::unknown("a", "b", "c")]), false);
+        assert!(unknown.contains("It is not known") && unknown.contains("1 point not tried"), "{unknown}");
+    }
+
+    #[test]
+    fn the_keys_stay_as_they_are() {
+        let json = serde_json::to_string(&answer(vec![Point::note("a", "b")])).unwrap();
+        assert_eq!(
+            json,
+            r#"{"able":false,"version":"1.2.3","points":[{"name":"a","state":"note","what":"b","remedy":null}]}"#
+        );
+    }
+
+    #[test]
+    fn causes_are_one_line() {
+        let cause = "x.toml: TOML parse error at line 2, column 1\n  |\n2 | a = \n  | ^\nno value\n";
+        assert_eq!(one_line(&cause), "x.toml: TOML parse error at line 2, column 1: no value");
+    }
 }
