@@ -22,7 +22,7 @@ use crate::host::process::{Child, Identity, started};
 use crate::host::state::{State, remove_directory};
 use crate::logger;
 use crate::phases::{self, Stamp};
-use crate::vm::{AgentClient, BootError, Host, Machine, Parts, Size, relay};
+use crate::vm::{AgentClient, BootError, Host, LastWords, Machine, Parts, Size, relay};
 
 /// Milliseconds for an earlier shim of this id to die.
 const LEFT_MS: i64 = 1000;
@@ -253,7 +253,7 @@ impl Pod {
         debug!(stage = "boot"; "the guest is ready: kernel {}, agent {}", health.kernel_release, health.agent_version);
         tokio::spawn(async move {
             if let Some(stream) = log.stream().await {
-                relay(stream, "guest").await;
+                relay(stream, "guest", LastWords::default()).await;
             }
         });
         if let Err(cause) = agent.create_sandbox(request).await {

@@ -1,5 +1,6 @@
 //! One virtual machine, from the VMM's process to the agent's first answer.
 
+use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,25 +8,23 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use husk_protocol::agent::HealthResponse;
 use husk_protocol::control::{MachineConfig, MachineState, Metrics, Reply, Request, Share, Socket, SocketError};
 use husk_protocol::streams::{RPC_PORT, STREAM_PORT};
 use log::{info, warn};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::net::unix::pipe;
 
 use super::agent::{AgentClient, AgentError};
 use super::control::{Control, ControlError, Ended, RpcConnection, console_lines};
+use super::relay::{LastWords, relay};
 use super::sizing::Size;
 use super::streams::Streams;
 use crate::config::{Config, limits};
 use crate::host::installed;
 use crate::host::process::{Child, Inheritance};
 
-/// A line of the VMM's or the guest's log is cut here.
-const LONGEST_LINE: usize = 4096;
 /// Between two questions whether a guest that is not ready yet has halted. Nothing tells: a halt does not leave KVM_RUN
 /// (vmm/src/vcpu.rs). A usual boot is over before the first.
 const LOOK: Duration = Duration::from_secs(2);
@@ -167,6 +166,7 @@ pub struct Machine {
     control: Arc<Control>,
     streams: Arc<Streams>,
     rpc: tokio::sync::Mutex<Option<RpcConnection>>,
+    last_words: LastWords,
 }
 
 impl Machine {
@@ -185,12 +185,13 @@ impl Machine {
         let process =
             Child::spawn(command, &inheritance).map_err(|cause| BootError::Spawn { path: parts.vmm.clone(), cause })?;
         drop(theirs);
-        tokio::spawn(relay(log, "vmm"));
+        let last_words = LastWords::default();
+        tokio::spawn(relay(log, "vmm", last_words.clone()));
         let streams = Arc::new(Streams::default());
         let (control, rpc) = Control::start(ours, Arc::clone(&streams)).map_err(BootError::Watch)?;
         let process = Arc::new(process);
         tokio::spawn(watch_process(Arc::clone(&process), Arc::clone(&control)));
-        Ok(Self { parts, process, control, streams, rpc: tokio::sync::Mutex::new(Some(rpc)) })
+        Ok(Self { parts, process, control, streams, rpc: tokio::sync::Mutex::new(Some(rpc)), last_words })
     }
 
     /// Builds the machine and lets it run. Its console goes to `console`.
@@ -226,7 +227,7 @@ impl Machine {
                 Some(rpc) => rpc.await.ok(),
                 None => None,
             };
-            let Some(connection) = connection else { return Err(BootError::Ended(self.control.ended().await)) };
+            let Some(connection) = connection else { return Err(BootError::Ended(self.how_it_ended().await)) };
             let agent = AgentClient::new(connection, config.limits.call()).map_err(BootError::Watch)?;
             let health = agent.health().await?;
             Ok((agent, health))
@@ -261,6 +262,16 @@ impl Machine {
         }
     }
 
+    /// The machine's end, with what the VMM had complained of before.
+    async fn how_it_ended(&self) -> Ended {
+        let mut ended = self.control.ended().await;
+        let words = self.last_words.get();
+        if !words.is_empty() {
+            let _ = write!(ended.reason, "; the VMM's last warning: {words:?}");
+        }
+        ended
+    }
+
     /// Why a call of the agent's failed: a connection that is lost is most likely a machine that has ended, which says why;
     /// one that goes on without its agent does not.
     ///
@@ -270,7 +281,7 @@ impl Machine {
         if !matches!(cause, AgentError::Lost { .. }) {
             return Err(cause);
         }
-        tokio::time::timeout(limits().stop(), self.control.ended()).await.map_err(|_| cause)
+        tokio::time::timeout(limits().stop(), self.how_it_ended()).await.map_err(|_| cause)
     }
 
     /// What the machine is doing.
@@ -377,71 +388,4 @@ async fn watch_process(process: Arc<Child>, control: Arc<Control>) {
 
 fn open(path: &Path, options: &OpenOptions) -> Result<File, BootError> {
     options.open(path).map_err(|cause| BootError::Open { path: path.to_owned(), cause })
-}
-
-/// Bytes of the guest's log, and of the VMM's, that reach ours at once, and per second over time: a guest that writes
-/// more fills no disk.
-const LOG_BURST: u64 = 64 * 1024;
-/// See [`LOG_BURST`].
-const LOG_RATE: u64 = 4 * 1024;
-
-/// A bucket of bytes, which fills by [`LOG_RATE`] up to [`LOG_BURST`].
-struct Allowance {
-    bytes: u64,
-    since: Instant,
-}
-
-impl Allowance {
-    fn new() -> Self {
-        Self { bytes: LOG_BURST, since: Instant::now() }
-    }
-
-    fn take(&mut self, wanted: u64) -> bool {
-        let fresh = self.since.elapsed().as_secs().saturating_mul(LOG_RATE);
-        if fresh > 0 {
-            self.bytes = self.bytes.saturating_add(fresh).min(LOG_BURST);
-            self.since = Instant::now();
-        }
-        let enough = self.bytes >= wanted;
-        if enough {
-            self.bytes -= wanted;
-        }
-        enough
-    }
-}
-
-/// Brings lines of the VMM or the guest into our log, as text: what is in them is not believed.
-pub async fn relay(from: impl AsyncRead + Unpin, stage: &'static str) {
-    let mut lines = BufReader::new(from);
-    let mut line = Vec::new();
-    let mut allowance = Allowance::new();
-    let mut lost = 0_u64;
-    loop {
-        line.clear();
-        let mut limited = tokio::io::AsyncReadExt::take(&mut lines, LONGEST_LINE as u64);
-        match limited.read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(count) if allowance.take(count as u64) => {
-                if lost > 0 {
-                    warn!(stage = stage; "{lost} lines are left out: too many at once");
-                    lost = 0;
-                }
-                info!(stage = stage; "{}", String::from_utf8_lossy(line.trim_ascii_end()));
-            }
-            Ok(_) => lost += 1,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_is_cut_at_its_allowance() {
-        let mut allowance = Allowance::new();
-        let taken = (0..1000).filter(|_| allowance.take(1024)).count();
-        // A second may pass meanwhile.
-        assert!((64..=70).contains(&taken), "{taken}");
-    }
 }

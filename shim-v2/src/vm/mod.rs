@@ -3,11 +3,13 @@
 mod agent;
 mod control;
 mod machine;
+mod relay;
 mod sizing;
 mod streams;
 
 pub use agent::{AgentClient, AgentError};
 pub use control::{ControlError, Ended};
-pub use machine::{BootError, Machine, Parts, relay};
+pub use machine::{BootError, Machine, Parts};
+pub use relay::{LastWords, relay};
 pub use sizing::{Host, Size, SizeError};
 pub use streams::{Announced, Streams};

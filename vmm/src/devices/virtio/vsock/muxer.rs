@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use husk_protocol::streams::HOST_CID;
-use log::debug;
+use log::{Level, debug, log};
 
 use super::Dialled;
 use super::connection::{Connection, Payload, Room};
@@ -188,7 +188,8 @@ impl Muxer {
                 self.line_up(ports);
             }
             Err(cause) => {
-                debug!("vsock: the guest's dial to port {} is reset: {cause}", ports.host);
+                let level = if cause.is_of_guest() { Level::Debug } else { Level::Warn };
+                log!(level, "vsock: the guest's dial to port {} is reset: {cause}", ports.host);
                 self.refuse(request);
             }
         }
@@ -233,6 +234,13 @@ enum DialError {
     Socket(#[from] io::Error),
     #[error(transparent)]
     Refused(#[from] super::Refused),
+}
+
+impl DialError {
+    /// Whether the guest is the cause: the host's doing is told at a level that is seen.
+    fn is_of_guest(&self) -> bool {
+        matches!(self, Self::NotAllowed | Self::TooMany)
+    }
 }
 
 #[cfg(test)]
