@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::arch::x86_64::boot::{self, BootError, Image};
 use crate::arch::x86_64::cpuid::{self, CpuidError};
 use crate::arch::x86_64::msr::{self, MsrError};
+use crate::arch::x86_64::vendor::Vendor;
 use crate::arch::x86_64::{interrupts, layout, registers};
 use crate::bus::Bus;
 use crate::console::{Console, Tail};
@@ -285,8 +286,9 @@ fn create_vcpus(host: &Host, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcp
         let cpuid = cpuid::for_vcpu(&supported, id, machine)?;
         fd.set_cpuid2(&cpuid).map_err(KvmError::step("set a vCPU's CPUID"))?;
     }
+    let vendor = Vendor::of(supported.as_slice());
     for (id, fd) in fds.iter().enumerate() {
-        msr::set(fd)?;
+        msr::set(fd, vendor)?;
         interrupts::set_lint(fd).map_err(KvmError::step("set a vCPU's local APIC"))?;
         if id == 0 {
             fd.set_regs(&registers::general(entry)).map_err(KvmError::step("set the vCPU's registers"))?;

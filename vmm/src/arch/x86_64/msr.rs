@@ -4,6 +4,8 @@ use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use log::debug;
 
+use super::vendor::Vendor;
+
 /// Why a vCPU's MSRs could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum MsrError {
@@ -15,7 +17,9 @@ pub enum MsrError {
     Required(u32),
 }
 
-/// A register and its first value. KVM's own reset values are zero for most; they are set so that a vCPU's state is ours.
+/// A register and its first value, for all vendors' processors; a vendor's own are in its row of the table
+/// ([`Vendor::differences`]). KVM's own reset values are zero for most; they are set so that a vCPU's state is ours.
+#[derive(Clone, Copy)]
 struct Initial {
     index: u32,
     value: u64,
@@ -42,7 +46,6 @@ const INITIAL: &[Initial] = &[
     required(0xc000_0084, 0),   // SYSCALL_MASK
     required(0xc000_0102, 0),   // KERNEL_GS_BASE
     required(0x10, 0),          // TSC
-    optional(0x1a0, 1),         // MISC_ENABLE: fast strings
     optional(0x2ff, 0x800 | 6), // MTRR_DEF_TYPE: MTRRs on, write-back
 ];
 
@@ -50,8 +53,10 @@ const INITIAL: &[Initial] = &[
 ///
 /// # Errors
 /// A required one does not exist.
-pub fn set(vcpu: &VcpuFd) -> Result<(), MsrError> {
-    let mut rest = INITIAL;
+pub fn set(vcpu: &VcpuFd, vendor: Vendor) -> Result<(), MsrError> {
+    let own = vendor.differences().own_msrs.iter().map(|&(index, value)| optional(index, value));
+    let all: Vec<Initial> = INITIAL.iter().copied().chain(own).collect();
+    let mut rest = all.as_slice();
     while !rest.is_empty() {
         let entries: Vec<_> =
             rest.iter().map(|msr| kvm_msr_entry { index: msr.index, data: msr.value, ..Default::default() }).collect();
