@@ -5,8 +5,7 @@
 # husk itself is not in it: `run` puts the current build in at every boot.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
-cache=${HUSK_CACHE:-$HOME/.cache/husk}/testbed
-say() { printf 'testbed: %s\n' "$*" >&2; }
+. "$here/common.sh"
 die() { say "error: $*"; exit 1; }
 
 packages=(containerd runc containernetworking-plugins iproute2 kmod busybox-static linux-image-cloud-amd64 iptables procps e2fsprogs strace ca-certificates)
@@ -17,15 +16,12 @@ if [ -e "$dir/root.img" ]; then echo "$dir"; exit 0; fi
 for tool in mmdebstrap mke2fs cpio xz; do
   command -v "$tool" >/dev/null || die "$tool is missing: run make setup"
 done
-# The mirror that this machine uses; trixie's keyring comes with the machine's own.
-mirror=${HUSK_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' | sed -n 's/^Debian \(http.*\)/\1/p' | grep -v security | sort -u | head -n 1 || true)}
-[ -n "$mirror" ] || die "apt knows no mirror: run apt-get update, or set HUSK_DEBIAN_MIRROR to one that has trixie"
+mirror=$(debian_mirror)
 
 mkdir -p "$cache"
 work=$(mktemp -d "$cache/new.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-free=$(df --output=avail -BM "$work" | tail -n 1 | tr -dc 0-9)
-[ "$free" -ge 3000 ] || die "the image needs 3 GB in $cache, $free MB are free: set HUSK_CACHE to a place with more"
+room "$work" 3000 "the image"
 cd "$work"
 say "1/3 download and unpack Debian trixie (about a minute)"
 include=$(IFS=,; echo "${packages[*]}")
@@ -71,15 +67,11 @@ if [ -d /put ]; then /bin/busybox cp -a /put/. /disk/; /bin/busybox rm -rf /put;
 exec /bin/busybox switch_root /disk /husk-testbed/init
 I
 chmod +x initrd/init
-(cd initrd && find . | LC_ALL=C sort | cpio --quiet -o -H newc | gzip -1) >initrd.gz
+(cd initrd && archive | gzip -1) >initrd.gz
 
 say "3/3 disk"
 truncate -s 4G root.img
 mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1 -d root root.img
 rm -rf root initrd mmdebstrap.log apt-*
-chmod 755 "$work"
-# Two builds at once: the first to finish stays.
-mv -T "$work" "$dir" 2>/dev/null || [ -e "$dir/root.img" ] || die "cannot move $work to $dir"
-trap - EXIT; rm -rf "$work"
-say "built $dir"
+keep "$work" "$dir" root.img
 echo "$dir"
