@@ -3,6 +3,7 @@
 mod check;
 mod host;
 mod installed;
+mod logs;
 mod pods;
 mod process;
 mod ps;
@@ -28,6 +29,8 @@ enum Command {
     Check(check::Arguments),
     /// List the pods, their containers, memory and uptime
     Ps(ps::Arguments),
+    /// Show husk's log of a pod and its guest's console
+    Logs(logs::Arguments),
     /// Say which version this is, and which are installed
     Version(version::Arguments),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Check(arguments) => check::run(&arguments),
         Command::Ps(arguments) => ps::run(&arguments),
+        Command::Logs(arguments) => logs::run(&arguments),
         Command::Version(arguments) => version::run(&arguments),
     }
 }
