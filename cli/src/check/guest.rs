@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use husk_vmm::arch::x86_64::cpuid::{self, Machine};
+use husk_vmm::arch::x86_64::vendor::Vendor;
 use husk_vmm::arch::x86_64::{layout, msr, registers};
 use husk_vmm::kvm::{Host, KvmError, OPTIONAL, REQUIRED};
 use husk_vmm::memory;
@@ -179,7 +180,7 @@ fn set_up(host: &Host, vcpu: &VcpuFd) -> Result<(), String> {
     let machine = Machine { vcpus: 1, tsc_deadline: host.optional.tsc_deadline };
     let leaves = cpuid::for_vcpu(&supported, 0, machine).map_err(|cause| cause.to_string())?;
     vcpu.set_cpuid2(&leaves).map_err(step("set the vCPU's CPUID"))?;
-    msr::set(vcpu).map_err(|cause| cause.to_string())?;
+    msr::set(vcpu, Vendor::of(supported.as_slice())).map_err(|cause| cause.to_string())?;
     let mut sregs = vcpu.get_sregs().map_err(step("get the vCPU's system registers"))?;
     registers::set_system(&mut sregs);
     sregs.efer |= EFER_SCE;
