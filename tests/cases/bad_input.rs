@@ -312,6 +312,8 @@ fn names_that_cannot_be() {
             let output = run_in(&namespace, &id);
             assert_eq!(output.status, 0, "{namespace} {id}: {}", output.errors());
             must(&["namespace", "rm", &namespace]);
+            // As with runc: what is above a container's cgroup may be others' too.
+            fs::remove_dir(Path::new("/sys/fs/cgroup").join(&namespace)).unwrap();
         }
     });
 }

@@ -35,7 +35,8 @@ use crate::vcpu::{Orders, Reporter, Shared, Vcpus};
 pub const MAX_VCPUS: u8 = 32;
 
 /// What every guest is started with; the reasons stand in `docs/architecture.md`, "The command line".
-const CMDLINE: &str = "quiet console=ttyS0 8250.nr_uarts=1 tsc=reliable reboot=k panic=-1 maxcpus=1 max_loop=0";
+const CMDLINE: &str = "quiet console=ttyS0 8250.nr_uarts=1 tsc=reliable reboot=k panic=-1 maxcpus=1 max_loop=0 \
+                       noreplace-smp dummy.numdummies=0";
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +202,7 @@ impl Machine {
         subscribers.push(Box::new(runner));
 
         let Windows { transports, mut cmdline } = windows;
+        let lines = u32::try_from(transports.len()).unwrap_or(u32::MAX);
         if !config.extra_cmdline.is_empty() {
             cmdline.insert_str(&config.extra_cmdline)?;
         }
@@ -210,7 +212,9 @@ impl Machine {
             initrd: &mut File::from(files.initrd),
             cmdline: &cmdline.to_string_lossy(),
             vcpus: config.vcpus,
+            lines,
         };
+        interrupts::set_ioapic(&vm, lines).map_err(KvmError::step("set the IOAPIC"))?;
         let entry = boot::load(&ram, image)?;
         counters.vcpus_created();
         let fds = create_vcpus(&kvm, &vm, config.vcpus, entry)?;

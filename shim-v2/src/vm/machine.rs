@@ -246,7 +246,9 @@ impl Machine {
                 halted = halted => Err(halted),
             }
         };
-        match tokio::time::timeout(config.limits.ready(), ready).await {
+        // To the end of this: the agent would restart the guest if its connection went away before the guest is looked at.
+        tokio::pin!(ready);
+        match tokio::time::timeout(config.limits.ready(), &mut ready).await {
             Ok(Err(BootError::Agent(cause))) => {
                 Err(self.blame(cause).await.map_or_else(BootError::Agent, BootError::Ended))
             }

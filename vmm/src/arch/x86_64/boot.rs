@@ -51,6 +51,8 @@ pub struct Image<'a> {
     pub cmdline: &'a str,
     /// Possible vCPUs.
     pub vcpus: u8,
+    /// Interrupt lines of virtio devices, from [`layout::FIRST_LINE`] on.
+    pub lines: u32,
 }
 
 /// Puts everything into the guest's memory; returns the entry point.
@@ -62,7 +64,7 @@ pub fn load(memory: &GuestRam, image: Image<'_>) -> Result<u64, BootError> {
     let initrd = load_initrd(memory, image.initrd, loaded.kernel_end)?;
     write_cmdline(memory, image.cmdline)?;
     write_rng_seed(memory)?;
-    mptable::write(memory, image.vcpus)?;
+    mptable::write(memory, image.vcpus, image.lines)?;
     write_tables(memory)?;
     let zero_page = zero_page(memory, image.cmdline, initrd);
     memory.write_obj(zero_page, layout::ZERO_PAGE)?;

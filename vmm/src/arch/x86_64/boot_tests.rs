@@ -37,8 +37,13 @@ fn file(bytes: &[u8]) -> File {
 fn everything_is_where_the_zero_page_says() {
     let memory = memory::cold(64).unwrap();
     let initrd = vec![7; 5000];
-    let image =
-        Image { kernel: &mut file(&elf(b"\xf4 a kernel")), initrd: &mut file(&initrd), cmdline: "quiet", vcpus: 2 };
+    let image = Image {
+        kernel: &mut file(&elf(b"\xf4 a kernel")),
+        initrd: &mut file(&initrd),
+        cmdline: "quiet",
+        vcpus: 2,
+        lines: 3,
+    };
     let entry = load(&memory, image).unwrap();
     let mut code = [0; 10];
     memory.read_slice(&mut code, GuestAddress(entry)).unwrap();
@@ -81,11 +86,11 @@ fn what_does_not_fit_is_refused() {
     let initrd = tempfile::tempfile().unwrap();
     initrd.set_len(3 << 20).unwrap();
     let kernel = elf(b"k");
-    let image = Image { kernel: &mut file(&kernel), initrd: &mut { initrd }, cmdline: "", vcpus: 1 };
+    let image = Image { kernel: &mut file(&kernel), initrd: &mut { initrd }, cmdline: "", vcpus: 1, lines: 0 };
     assert!(matches!(load(&memory, image), Err(BootError::NoRoom { .. })));
     let long = "x".repeat(layout::CMDLINE_SIZE);
-    let image = Image { kernel: &mut file(&kernel), initrd: &mut file(b""), cmdline: &long, vcpus: 1 };
+    let image = Image { kernel: &mut file(&kernel), initrd: &mut file(b""), cmdline: &long, vcpus: 1, lines: 0 };
     assert!(matches!(load(&memory, image), Err(BootError::Cmdline(_))));
-    let image = Image { kernel: &mut file(b"not an ELF"), initrd: &mut file(b""), cmdline: "", vcpus: 1 };
+    let image = Image { kernel: &mut file(b"not an ELF"), initrd: &mut file(b""), cmdline: "", vcpus: 1, lines: 0 };
     assert!(matches!(load(&memory, image), Err(BootError::Kernel(_))));
 }

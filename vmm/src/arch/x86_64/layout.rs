@@ -50,6 +50,8 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// Ports of the serial port.
 pub const SERIAL_PORTS: u16 = 8;
+/// Interrupt line of the timer (the PIT).
+pub const TIMER_LINE: u32 = 0;
 /// Interrupt line of the first serial port.
 pub const SERIAL_LINE: u32 = 4;
 /// The keyboard controller's command port: writing 0xfe to it resets the machine.

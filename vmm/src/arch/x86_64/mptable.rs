@@ -39,8 +39,12 @@ const HEADER_LEN: usize = 44;
 const POINTER_CHECKSUM: usize = 10;
 const HEADER_CHECKSUM: usize = 7;
 
-/// Builds the floating pointer and the table behind it, for `vcpus` processors at [`layout::MP_TABLE`].
-fn build(vcpus: u8) -> Result<Vec<u8>, MpTableError> {
+/// Builds the floating pointer and the table behind it, for `vcpus` processors at [`layout::MP_TABLE`], and the first
+/// `lines` interrupt lines of the virtio devices.
+///
+/// Only lines that somebody uses have an entry: Linux sets up each that has, by a dozen accesses to the IOAPIC's
+/// registers, which are exits.
+fn build(vcpus: u8, lines: u32) -> Result<Vec<u8>, MpTableError> {
     let ioapic = vcpus;
     let mut entries: Vec<u8> = Vec::new();
     let mut count: u16 = 0;
@@ -61,7 +65,8 @@ fn build(vcpus: u8) -> Result<Vec<u8>, MpTableError> {
     let mut entry = [IOAPIC, ioapic, IOAPIC_VERSION, 1, 0, 0, 0, 0];
     entry[4..].copy_from_slice(&layout::IOAPIC.to_le_bytes());
     push(&entry);
-    for line in 0..layout::IOAPIC_LINES {
+    let devices = layout::FIRST_LINE..layout::FIRST_LINE.saturating_add(lines).min(layout::IOAPIC_LINES);
+    for line in [layout::TIMER_LINE, layout::SERIAL_LINE].into_iter().chain(devices) {
         // Fits: there are 24.
         let line = line.to_le_bytes()[0];
         // Flags 0: polarity and trigger mode as the bus has them, so ISA's edges.
@@ -100,12 +105,12 @@ fn checksum(parts: &[&[u8]]) -> u8 {
     parts.iter().flat_map(|part| part.iter()).fold(0_u8, |sum, byte| sum.wrapping_sub(*byte))
 }
 
-/// Writes the table for `vcpus` processors.
+/// Writes the table for `vcpus` processors and `lines` lines of virtio devices.
 ///
 /// # Errors
 /// It does not fit.
-pub fn write(memory: &GuestRam, vcpus: u8) -> Result<(), MpTableError> {
-    memory.write_slice(&build(vcpus)?, layout::MP_TABLE)?;
+pub fn write(memory: &GuestRam, vcpus: u8, lines: u32) -> Result<(), MpTableError> {
+    memory.write_slice(&build(vcpus, lines)?, layout::MP_TABLE)?;
     Ok(())
 }
 
@@ -119,14 +124,14 @@ mod tests {
 
     #[test]
     fn sums_and_counts_are_right() {
-        for vcpus in [1, 2, 32] {
-            let table = build(vcpus).unwrap();
+        for (vcpus, lines) in [(1, 0), (2, 3), (32, 19)] {
+            let table = build(vcpus, lines).unwrap();
             assert_eq!(sum(&table[..POINTER_LEN]), 0);
             assert_eq!(sum(&table[POINTER_LEN..]), 0);
             let header = &table[POINTER_LEN..];
             assert_eq!(usize::from(u16::from_le_bytes([header[4], header[5]])), header.len());
             let entries = u16::from_le_bytes([header[34], header[35]]);
-            assert_eq!(entries, u16::from(vcpus) + 1 + 1 + 24 + 2);
+            assert_eq!(entries, u16::from(vcpus) + 1 + 1 + 2 + u16::try_from(lines).unwrap() + 2);
             // All entries but the processors' have 8 bytes.
             assert_eq!(
                 header.len(),
@@ -137,7 +142,7 @@ mod tests {
 
     #[test]
     fn only_one_processor_boots_and_the_ioapic_has_an_id_of_its_own() {
-        let table = build(3).unwrap();
+        let table = build(3, 3).unwrap();
         let entries = &table[POINTER_LEN + HEADER_LEN..];
         let flags: Vec<_> = (0..3).map(|id| entries[id * 20 + 3]).collect();
         assert_eq!(flags, [3, 1, 1]);
@@ -145,7 +150,19 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_are_used_and_no_other_have_an_entry() {
+        let lines = |devices| -> Vec<u8> {
+            let table = build(1, devices).unwrap();
+            let entries = table[POINTER_LEN + HEADER_LEN + 20..].chunks_exact(8);
+            entries.filter(|entry| entry[0] == IO_INTERRUPT).map(|entry| entry[7]).collect()
+        };
+        assert_eq!(lines(0), [0, 4]);
+        assert_eq!(lines(3), [0, 4, 5, 6, 7]);
+        assert_eq!(lines(u32::MAX).last(), Some(&23));
+    }
+
+    #[test]
     fn too_many_processors_are_refused() {
-        assert!(matches!(build(200), Err(MpTableError::TooManyVcpus(200))));
+        assert!(matches!(build(200, 0), Err(MpTableError::TooManyVcpus(200))));
     }
 }
