@@ -4,13 +4,15 @@ mod ended;
 mod source;
 
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use husk_shim::host::{CONSOLE, LOG, OLD_LOG};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{Mode, OFlags};
 
 use self::source::Source;
 use crate::host::Host;
@@ -93,19 +95,21 @@ fn of_pod(directory: &Path, follow: bool, printer: &mut Printer<impl Write>) -> 
         let path = directory.to_owned();
         move |cause: io::Error| LogsError::Io { what, path, cause }
     };
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(directory, flags, Mode::empty()).map_err(|cause| failed("open")(cause.into()))?;
     // Before anything is read, so that nothing is missed.
     let changes = follow.then(|| watch(directory)).transpose().map_err(failed("watch"))?;
-    let mut log = Source::new("husk's log", directory.join(LOG), Some(directory.join(OLD_LOG)));
-    let mut console = Source::new("the guest's console", directory.join(CONSOLE), None);
-    // What is there is read after the news of the end has come: then it is all.
-    let mut ended = false;
+    let mut log = Source::new("husk's log", LOG, Some(OLD_LOG));
+    let mut console = Source::new("the guest's console", CONSOLE, None);
     loop {
+        // First of all: what is read after the end is all there is.
+        let ended = !is_at(&opened, directory);
         for source in [&mut log, &mut console] {
-            let text = source.read(ended || !follow).map_err(failed("read the logs in"))?;
+            let text = source.read(&opened, ended || !follow).map_err(failed("read the logs in"))?;
             printer.lines(source.title(), &text).map_err(LogsError::Output)?;
         }
         let Some(changes) = changes.as_ref().filter(|_| !ended) else { break };
-        ended = wait(changes).map_err(failed("watch"))?;
+        wait(changes).map_err(failed("watch"))?;
     }
     if printer.title.is_none() {
         eprintln!("husk: nothing yet: the log is empty (log.file_kib, log.level), and so is the guest's console");
@@ -113,28 +117,38 @@ fn of_pod(directory: &Path, follow: bool, printer: &mut Printer<impl Write>) -> 
     Ok(())
 }
 
+/// Whether a directory is still at its path: a new pod of the same id has another.
+fn is_at(directory: &OwnedFd, path: &Path) -> bool {
+    match (rustix::fs::fstat(directory), rustix::fs::stat(path)) {
+        (Ok(ours), Ok(there)) => (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino),
+        _ => false,
+    }
+}
+
+/// Watches what is written in a directory, and whether it goes: that is seen in the directory above. A file that we
+/// have open keeps its directory, which so has no end of its own.
 fn watch(directory: &Path) -> io::Result<OwnedFd> {
     let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let news = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF;
-    inotify::add_watch(&changes, directory, news)?;
+    inotify::add_watch(&changes, directory, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+    if let Some(above) = directory.parent() {
+        inotify::add_watch(&changes, above, WatchFlags::DELETE)?;
+    }
     Ok(changes)
 }
 
-/// Waits until something has changed; returns whether it is the last change, because the directory is gone.
-fn wait(changes: &OwnedFd) -> io::Result<bool> {
+/// Waits until something has changed.
+fn wait(changes: &OwnedFd) -> io::Result<()> {
     match poll(&mut [PollFd::new(changes, PollFlags::IN)], None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(cause) => return Err(cause.into()),
     }
-    let mut buffer = [const { std::mem::MaybeUninit::uninit() }; 4096];
+    let mut buffer = [const { MaybeUninit::uninit() }; 4096];
     let mut reader = inotify::Reader::new(changes, &mut buffer);
     // What it was does not matter.
     loop {
         match reader.next() {
-            Ok(event) if event.events().contains(ReadFlags::IGNORED) => return Ok(true),
-            Ok(_) => {}
-            Err(rustix::io::Errno::AGAIN) => return Ok(false),
-            Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Ok(()),
             Err(cause) => return Err(cause.into()),
         }
     }

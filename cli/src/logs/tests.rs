@@ -64,36 +64,63 @@ fn an_ended_pod_is_in_containerds_log() {
 #[test]
 fn what_is_new_is_followed_over_a_turn() {
     let (_root, _, directory) = host();
-    let mut source = Source::new("x", directory.join(LOG), Some(directory.join(OLD_LOG)));
-    assert_eq!(source.read(false).unwrap(), "");
+    let opened = fs::File::open(&directory).unwrap().into();
+    let mut source = Source::new("x", LOG, Some(OLD_LOG));
+    assert_eq!(source.read(&opened, false).unwrap(), "");
     fs::write(directory.join(LOG), "one\ntw").unwrap();
-    assert_eq!(source.read(false).unwrap(), "one\n");
+    assert_eq!(source.read(&opened, false).unwrap(), "one\n");
     let mut writer = fs::OpenOptions::new().append(true).open(directory.join(LOG)).unwrap();
     writer.write_all(b"o\nthree\n").unwrap();
     fs::rename(directory.join(LOG), directory.join(OLD_LOG)).unwrap();
     fs::write(directory.join(LOG), "four").unwrap();
-    assert_eq!(source.read(false).unwrap(), "two\nthree\n");
-    assert_eq!(source.read(true).unwrap(), "four");
-    assert_eq!(source.read(true).unwrap(), "");
+    assert_eq!(source.read(&opened, false).unwrap(), "two\nthree\n");
+    assert_eq!(source.read(&opened, true).unwrap(), "four");
+    assert_eq!(source.read(&opened, true).unwrap(), "");
+}
+
+/// Tells that something was written.
+struct Told(std::sync::mpsc::Sender<Vec<u8>>);
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]
-fn following_ends_with_the_pod() {
-    let (_root, _, directory) = host();
+fn following_goes_on_to_the_pods_end() {
+    let (_root, host, directory) = host();
     fs::write(directory.join(LOG), "one\n").unwrap();
-    let changes = watch(&directory).unwrap();
-    fs::write(directory.join(CONSOLE), "last words").unwrap();
-    assert!(!wait(&changes).unwrap());
-    let end = directory.clone();
-    let mut printer = Printer { out: Vec::new(), escape: false, title: None };
-    // The reader is at it, or comes too late: both must end.
-    let ending = std::thread::spawn(move || {
-        fs::remove_file(end.join(LOG)).unwrap();
-        fs::remove_file(end.join(CONSOLE)).unwrap();
-        fs::remove_dir(&end).unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    let follower = std::thread::spawn(move || {
+        let mut printer = Printer { out: Told(sender), escape: false, title: None };
+        show(&host, &Arguments { follow: true, ..arguments("c1") }, &mut printer)
     });
-    let followed = of_pod(&directory, true, &mut printer);
-    ending.join().unwrap();
-    // Gone before it was watched is said; gone later is the end.
-    assert!(followed.is_ok() || matches!(followed, Err(LogsError::Io { what: "watch", .. })));
+    let expect = |wanted: &str| {
+        let mut text = Vec::new();
+        while text.len() < wanted.len() {
+            text.extend(told.recv_timeout(std::time::Duration::from_secs(30)).unwrap());
+        }
+        assert_eq!(String::from_utf8(text).unwrap(), wanted);
+    };
+    expect("== husk's log ==\none\n");
+    fs::write(directory.join(CONSOLE), "booting\n").unwrap();
+    expect("\n== the guest's console ==\nbooting\n");
+    // Its files are open, and a new pod of its name is there at once.
+    let mut log = fs::OpenOptions::new().append(true).open(directory.join(LOG)).unwrap();
+    log.write_all(b"the end").unwrap();
+    for name in [LOG, CONSOLE] {
+        fs::remove_file(directory.join(name)).unwrap();
+    }
+    fs::remove_dir(&directory).unwrap();
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join(LOG), "of another\n").unwrap();
+    follower.join().unwrap().unwrap();
+    expect("\n== husk's log ==\nthe end\n");
+    assert!(told.try_iter().next().is_none());
 }
