@@ -9,6 +9,7 @@
 )]
 
 mod bad_input;
+mod check;
 mod document;
 mod failures;
 mod guest;
@@ -16,6 +17,7 @@ mod image;
 mod life;
 mod many;
 mod restart;
+mod observe;
 mod streams;
 
 use std::fs;

@@ -1,7 +1,8 @@
-//! What the end-to-end tests are made of: containers by `ctr` ([`ctr`]), roots for them ([`rootfs`]), and the check that
+//! What the end-to-end tests are made of: containers by `ctr` ([`ctr`]), the command `husk` ([`husk`]), roots for them ([`rootfs`]), and the check that
 //! a container leaves nothing on its host ([`host`]). All of it runs as root in the test bed, beside a real containerd.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 pub mod ctr;
 pub mod host;
+pub mod husk;
 pub mod rootfs;

@@ -14,6 +14,8 @@ use crate::process::Answer;
 
 /// Time for a program to say its version.
 pub const LIMIT: Duration = Duration::from_secs(5);
+/// What the kernel appends to the name of a running program whose file was replaced, as by an upgrade.
+const REPLACED: &str = " (deleted)";
 /// The oldest that husk is tested with.
 const OLDEST: (u32, u32) = (1, 6);
 
@@ -41,8 +43,13 @@ impl Containerd {
         });
         let path_is_known = path.is_some();
         let mut path = path.unwrap_or_else(|| host.path.clone());
-        let program =
-            running.and_then(|pid| fs::read_link(entry(pid, "exe")).ok()).or_else(|| find_program(&path, "containerd"));
+        let program = running
+            .and_then(|pid| fs::read_link(entry(pid, "exe")).ok())
+            .map(|program| match program.to_str().and_then(|name| name.strip_suffix(REPLACED)) {
+                Some(name) => PathBuf::from(name),
+                None => program,
+            })
+            .or_else(|| find_program(&path, "containerd"));
         if let Some(directory) = program.as_deref().and_then(Path::parent)
             && !path.iter().any(|known| known == directory)
         {
@@ -111,7 +118,7 @@ fn version(containerd: &Containerd) -> Point {
     let shown = program.display();
     match Answer::text(Command::new(program).arg("--version"), LIMIT) {
         Err(cause) => {
-            Point::unknown(name, format!("{shown} does not say its version: {cause}"), "see whether it starts at all")
+            Point::warning(name, format!("{shown} does not say its version: {cause}"), "see whether it starts at all")
         }
         Ok(text) => judge_version(&shown.to_string(), &text),
     }
@@ -188,6 +195,9 @@ mod tests {
         assert_eq!(found.configuration(&host), Path::new("/etc/c.toml"));
         fs::write(host.proc.join("77/cmdline"), b"containerd\0".as_slice()).unwrap();
         assert_eq!(Containerd::find(&host).configuration(&host), host.etc.join("containerd/config.toml"));
+        fs::remove_file(host.proc.join("77/exe")).unwrap();
+        std::os::unix::fs::symlink("/opt/c/containerd (deleted)", host.proc.join("77/exe")).unwrap();
+        assert_eq!(Containerd::find(&host).program.as_deref(), Some(Path::new("/opt/c/containerd")));
         fs::write(host.proc.join("77/comm"), "containerd-shim\n").unwrap();
         let none = Containerd::find(&host);
         assert!(!none.path_is_known && none.program.is_none());

@@ -26,7 +26,10 @@ pub enum EndedError {
         cause: io::Error,
     },
     /// Nothing of this pod.
-    #[error("no pod {id} is on this host (husk ps lists them), and {place} has no line of one")]
+    #[error(
+        "no pod {id} is on this host (husk ps lists them), and {place} has no line of one; if containerd's log is \
+         elsewhere: --from FILE"
+    )]
     Nothing {
         /// The pod.
         id: String,
