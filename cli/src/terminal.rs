@@ -10,6 +10,16 @@ pub fn is_terminal() -> bool {
     stdout().is_terminal()
 }
 
+/// How many characters a line may have: what the terminal has, but no more than is easily read.
+#[must_use]
+pub fn width() -> usize {
+    const LEAST: usize = 60;
+    const MOST: usize = 110;
+    let columns = rustix::termios::tcgetwinsize(stdout()).map_or(MOST, |size| usize::from(size.ws_col));
+    // A terminal that does not know its size says 0.
+    if columns == 0 { MOST } else { columns.clamp(LEAST, MOST) }
+}
+
 /// Whether colour is wanted: a terminal, and no NO_COLOR (no-color.org).
 #[must_use]
 pub fn wants_colour() -> bool {

@@ -12,12 +12,10 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::host::Host;
-use crate::terminal::{escaped, wants_colour, wrapped};
+use crate::terminal::{escaped, wants_colour, width, wrapped};
 
 /// The argument that makes this program the test guest's process.
 const PROBE: &str = "--probe-kvm";
-/// A line of the answer is no longer, if its words allow it.
-const WIDTH: usize = 110;
 /// What stands before a point's text: its state and its name.
 const INDENT: usize = 28;
 
@@ -146,7 +144,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     if arguments.json {
         crate::print_json(&answer);
     } else {
-        crate::print(&text(&answer, wants_colour()));
+        crate::print(&text(&answer, width(), wants_colour()));
     }
     if able { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -167,16 +165,16 @@ fn points(host: &Host) -> Vec<Point> {
     .concat()
 }
 
-/// The answer as a person reads it.
-fn text(answer: &Answer, colour: bool) -> String {
+/// The answer as a person reads it, in lines of `width` characters if its words allow it.
+fn text(answer: &Answer, width: usize, colour: bool) -> String {
     let mut text = String::new();
     for point in &answer.points {
         let word = format!("{:8}", point.state.word());
         let word = if colour { format!("\x1b[{}m{word}\x1b[0m", point.state.colour()) } else { word };
-        let mut lines = wrapped(&escaped(&point.what, false), WIDTH - INDENT).into_iter();
+        let mut lines = wrapped(&escaped(&point.what, false), width - INDENT).into_iter();
         text.push_str(&format!("{word}{:20}{}\n", point.name, lines.next().unwrap_or_default()));
         let remedy =
-            point.remedy.iter().flat_map(|remedy| wrapped(&format!("-> {}", escaped(remedy, false)), WIDTH - INDENT));
+            point.remedy.iter().flat_map(|remedy| wrapped(&format!("-> {}", escaped(remedy, false)), width - INDENT));
         for line in lines.chain(remedy) {
             text.push_str(&format!("{:INDENT$}{line}\n", ""));
         }
@@ -209,11 +207,13 @@ mod tests {
         Answer { able: false, version: "1.2.3", points }
     }
 
+    const WIDTH: usize = 80;
+
     #[test]
     fn a_person_reads_the_verdict_and_the_remedy() {
         let long = "word ".repeat(40);
         let points = vec![Point::ok("a", "fine"), Point::failed("b.c", long.trim(), "do this\x1b[2J")];
-        let shown = text(&answer(points), false);
+        let shown = text(&answer(points), WIDTH, false);
         assert!(
             shown.starts_with("ok      a                   fine\nFAILED  b.c                 word word"),
             "{shown}"
@@ -225,10 +225,10 @@ mod tests {
             "{shown}"
         );
         assert!(!shown.contains('\x1b'));
-        let colours = text(&answer(vec![Point::warning("a", "b", "c")]), true);
+        let colours = text(&answer(vec![Point::warning("a", "b", "c")]), WIDTH, true);
         assert!(colours.starts_with("\x1b[33mwarning \x1b[0ma "), "{colours:?}");
         assert!(colours.contains("can run pods on this host, with 1 warning."));
-        let unknown = text(&answer(vec![Point::unknown("a", "b", "c")]), false);
+        let unknown = text(&answer(vec![Point::unknown("a", "b", "c")]), WIDTH, false);
         assert!(unknown.contains("It is not known") && unknown.contains("1 point not tried"), "{unknown}");
     }
 
