@@ -59,7 +59,7 @@ for module in $(/bin/busybox cat /modules/order); do
 done
 /bin/busybox mount -t ext4 -o noatime /dev/sda /disk
 cd /disk
-/bin/busybox cpio -i -d -u </dev/sdb
+/bin/busybox cpio -i -d -u --quiet </dev/sdb
 exec /bin/busybox switch_root /disk /husk-testbed/init
 I
 chmod +x initrd/init initrd/bin/busybox
