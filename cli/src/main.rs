@@ -14,6 +14,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use husk_cli::bench;
 
 /// A container runtime that gives every pod its own virtual machine.
 #[derive(Parser)]
@@ -31,6 +32,8 @@ enum Command {
     Ps(ps::Arguments),
     /// Show husk's log of a pod and its guest's console
     Logs(logs::Arguments),
+    /// Measure starts, execs and idle memory of containerd's runtimes
+    Bench(bench::Arguments),
     /// Say which version this is, and which are installed
     Version(version::Arguments),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Ps(arguments) => ps::run(&arguments),
         Command::Logs(arguments) => logs::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Version(arguments) => version::run(&arguments),
     }
 }

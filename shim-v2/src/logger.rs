@@ -101,7 +101,8 @@ fn quoted(value: &str) -> String {
 }
 
 /// Seconds since the epoch as RFC 3339, which containerd's own log has; days by Hinnant's `civil_from_days`.
-fn timestamp(since_epoch: std::time::Duration) -> String {
+#[must_use]
+pub fn timestamp(since_epoch: std::time::Duration) -> String {
     let seconds = since_epoch.as_secs();
     let (days, rest) = (seconds / 86400, seconds % 86400);
     let z = days + 719_468;

@@ -16,8 +16,8 @@ mod guest;
 mod image;
 mod life;
 mod many;
-mod restart;
 mod observe;
+mod restart;
 mod streams;
 
 use std::fs;

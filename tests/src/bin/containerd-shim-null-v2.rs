@@ -1,0 +1,215 @@
+//! The null shim: answers containerd's calls at once and runs nothing. `make bench` measures it beside the others: what it
+//! takes is what `ctr` and containerd take, whatever the runtime. Nothing installs it.
+//!
+//! It keeps the contract: its task has a pid of its own, which is gone before the exit is told, and events come in their
+//! order. Its container "runs" from Start to the next moment, prints nothing and ends with status 0.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskStart};
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::types::task::Status;
+use futures_util::stream::poll_fn;
+use husk_shim::args::{Arguments, Verb};
+use husk_shim::daemon::{Inherited, services};
+use husk_shim::events::Publisher;
+use husk_shim::{VERSION, delete, start};
+use protobuf::MessageField;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, watch};
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+
+/// Time for containerd to take the last events; it waits 3 s for Shutdown.
+const FLUSH: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let mut words = std::env::args();
+    let name = words.next().unwrap_or_default();
+    let words: Vec<String> = words.collect();
+    let result = Arguments::parse(&words).map_err(|cause| cause.to_string()).and_then(|arguments| {
+        match arguments.verb {
+            Verb::Version => {
+                println!("{name}:\n  Version: {VERSION}");
+                Ok(())
+            }
+            Verb::Start => start::run(&arguments, &name, shim).map_err(|cause| cause.to_string()),
+            Verb::Info => Err("the null shim has no information".to_owned()),
+            // There is never anything to remove, so it does what husk's does then: it answers.
+            Verb::Delete => delete::run(&arguments).map_err(|cause| cause.to_string()),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("null shim: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The fork of `start`. It has no log: who looks for its words runs it by hand.
+fn shim(arguments: &Arguments, inherited: Inherited) {
+    let socket = inherited.socket.clone();
+    let _ = serve(arguments, inherited);
+    let _ = std::fs::remove_file(socket);
+}
+
+fn serve(arguments: &Arguments, inherited: Inherited) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    runtime.block_on(async {
+        let publisher = Publisher::start(arguments.namespace.clone(), inherited.events);
+        let null = Arc::new(Null { publisher, life: watch::Sender::new(Life::Nothing), end: Notify::new() });
+        inherited.listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(inherited.listener)?;
+        let connections = poll_fn(move |context| listener.poll_accept(context).map(|new| Some(new.map(|(s, _)| s))));
+        let services = services(Arc::<Null>::clone(&null));
+        let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
+        server.start().await.map_err(io::Error::other)?;
+        // containerd reads both outputs to their end before it goes on.
+        let null_device = std::fs::File::options().write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(&null_device)?;
+        rustix::stdio::dup2_stderr(&null_device)?;
+        null.end.notified().await;
+        server.shutdown().await.map_err(io::Error::other)
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Nothing,
+    Created(Pid),
+    Stopped(Pid, SystemTime),
+}
+
+impl Life {
+    fn pid(self) -> u32 {
+        match self {
+            Self::Nothing => 0,
+            Self::Created(pid) | Self::Stopped(pid, _) => pid.as_raw_nonzero().get().cast_unsigned(),
+        }
+    }
+}
+
+struct Null {
+    publisher: Publisher,
+    life: watch::Sender<Life>,
+    end: Notify,
+}
+
+fn wrong(what: impl ToString) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::FAILED_PRECONDITION, what))
+}
+
+/// A process that does nothing: the task's pid.
+fn idle_process() -> io::Result<Pid> {
+    // SAFETY: this process has one thread, so that the child may do whatever the parent might.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // The shim's death must not leave it behind; pausing is all that it does.
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+        loop {
+            // SAFETY: takes nothing, touches no memory.
+            unsafe { libc::pause() };
+        }
+    }
+    Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)
+}
+
+#[async_trait]
+impl Task for Null {
+    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+        if *self.life.borrow() != Life::Nothing {
+            return Err(wrong("there is a task already"));
+        }
+        let created = Life::Created(idle_process().map_err(wrong)?);
+        self.life.send_replace(created);
+        let pid = created.pid();
+        self.publisher.publish(&TaskCreate {
+            container_id: request.id().to_owned(),
+            bundle: request.bundle,
+            rootfs: request.rootfs,
+            pid,
+            ..TaskCreate::default()
+        });
+        Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let life = *self.life.borrow();
+        let Life::Created(process) = life else { return Err(wrong("there is no task to start")) };
+        let pid = life.pid();
+        let container_id = request.id().to_owned();
+        self.publisher.publish(&TaskStart { container_id: container_id.clone(), pid, ..TaskStart::default() });
+        kill_process(process, Signal::KILL).map_err(wrong)?;
+        waitpid(Some(process), WaitOptions::empty()).map_err(wrong)?;
+        let at = SystemTime::now();
+        self.publisher.publish(&TaskExit {
+            id: container_id.clone(),
+            container_id,
+            pid,
+            exited_at: MessageField::some(at.into()),
+            ..TaskExit::default()
+        });
+        self.life.send_replace(Life::Stopped(process, at));
+        Ok(StartResponse { pid, ..StartResponse::default() })
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let life = *self.life.borrow();
+        let (status, exited_at) = match life {
+            Life::Nothing => (Status::UNKNOWN, MessageField::none()),
+            Life::Created(_) => (Status::CREATED, MessageField::none()),
+            Life::Stopped(_, at) => (Status::STOPPED, MessageField::some(at.into())),
+        };
+        let id = request.id().to_owned();
+        Ok(StateResponse { id, pid: life.pid(), status: status.into(), exited_at, ..StateResponse::default() })
+    }
+
+    async fn wait(&self, _: &TtrpcContext, _: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let mut life = self.life.subscribe();
+        // `self` has the sender.
+        let stopped = life.wait_for(|life| matches!(life, Life::Stopped(..))).await.map_err(wrong)?;
+        let Life::Stopped(_, at) = *stopped else { return Err(wrong("it has not ended")) };
+        Ok(WaitResponse { exited_at: MessageField::some(at.into()), ..WaitResponse::default() })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        let life = *self.life.borrow();
+        let Life::Stopped(_, at) = life else { return Err(wrong("it has not ended")) };
+        let pid = life.pid();
+        let answer = DeleteResponse { pid, exited_at: MessageField::some(at.into()), ..DeleteResponse::default() };
+        self.publisher.publish(&TaskDelete {
+            container_id: request.id().to_owned(),
+            pid,
+            exited_at: answer.exited_at.clone(),
+            ..TaskDelete::default()
+        });
+        Ok(answer)
+    }
+
+    async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let task_pid = self.life.borrow().pid();
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid,
+            version: VERSION.to_owned(),
+            ..ConnectResponse::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        self.publisher.flush(FLUSH).await;
+        self.end.notify_one();
+        Ok(Empty::new())
+    }
+}
