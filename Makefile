@@ -26,7 +26,7 @@ demo: setup
 ## make test      sets up, then format, lints, unit tests and the end-to-end tests in the test bed
 test: setup check unit e2e
 
-## make bench     measures in the counting test bed; results in target/bench/
+## make bench     measures in the counting test bed; results in target/bench/, of a commit as it is in docs/results/
 bench: setup
 	@tests/bench/run
 

@@ -50,6 +50,8 @@ pub enum Stamp {
     ExitTold,
     /// Delete comes in.
     DeleteReceived,
+    /// The VMM's process has ended; before Delete comes in, where nobody asks for it soon enough.
+    MachineStopped,
     /// The container is gone; Delete is answered.
     Deleted,
 }
@@ -69,6 +71,7 @@ const ALL: [Stamp; Stamp::Deleted as usize + 1] = [
     Stamp::ProgramStarted,
     Stamp::ExitTold,
     Stamp::DeleteReceived,
+    Stamp::MachineStopped,
     Stamp::Deleted,
 ];
 

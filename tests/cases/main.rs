@@ -9,6 +9,7 @@
 )]
 
 mod bad_input;
+mod bench;
 mod check;
 mod document;
 mod failures;

@@ -22,6 +22,8 @@ pub enum Runtime {
     Husk,
     /// The one to compare with.
     Runc,
+    /// The one that runs nothing, where `make bench` has put it in.
+    Null,
 }
 
 impl Runtime {
@@ -31,6 +33,7 @@ impl Runtime {
         match self {
             Self::Husk => "io.containerd.husk.v2",
             Self::Runc => "io.containerd.runc.v2",
+            Self::Null => "io.containerd.null.v2",
         }
     }
 }

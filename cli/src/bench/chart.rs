@@ -25,7 +25,7 @@ const NARROWEST: f64 = 34.0;
 const TICKS: f64 = 8.0;
 
 /// In the legend's order: name and colour (Okabe and Ito's, which colour-blind people tell apart).
-const LEGEND: [(Who, &str, &str); 6] = [
+pub const LEGEND: [(Who, &str, &str); 6] = [
     (Who::Containerd, "ctr and containerd", "#b8bec6"),
     (Who::Shim, "shim", "#0072b2"),
     (Who::Vmm, "VMM", "#56b4e9"),

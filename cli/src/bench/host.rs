@@ -140,32 +140,48 @@ fn process(pid: u32) -> Option<Process> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
     let targets: Vec<_> = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
     let has_machine = targets.iter().any(|target| target.to_string_lossy() == "anon_inode:kvm-vm");
-    let (private_kib, guest_kib) = private(&fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?, has_machine);
+    let Private { own, clean, guest } = private(&fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?, has_machine);
     Some(Process {
         name: program.file_name()?.to_string_lossy().into_owned(),
-        private_kib,
-        guest_kib,
+        private_kib: own,
+        clean_kib: clean,
+        guest_kib: guest,
         threads: numbers(&format!("/proc/{pid}/task")).len(),
         descriptors: targets.len(),
     })
 }
 
-/// Private memory in KiB, the process's own and the guest's, by `/proc/<pid>/smaps` (proc(5)): its sums are what
+/// Private memory of a process, KiB.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Private {
+    /// Not the guest's.
+    own: u64,
+    /// Of these, unchanged from a file.
+    clean: u64,
+    /// The guest's.
+    guest: u64,
+}
+
+/// Private memory, by `/proc/<pid>/smaps` (proc(5)): its sums are what
 /// `smaps_rollup` says, and it tells a machine's memory apart.
-fn private(smaps: &str, has_machine: bool) -> (u64, u64) {
-    let (mut own, mut guest, mut size) = (0, 0, 0);
+fn private(smaps: &str, has_machine: bool) -> Private {
+    let (mut private, mut size) = (Private::default(), 0);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         let (Some(key), value) = (words.next(), words.next()) else { continue };
         let value: u64 = value.and_then(|value| value.parse().ok()).unwrap_or(0);
         match key {
             "Size:" => size = value,
-            "Private_Clean:" | "Private_Dirty:" if has_machine && size >= GUEST_KIB => guest += value,
-            "Private_Clean:" | "Private_Dirty:" => own += value,
+            "Private_Clean:" | "Private_Dirty:" if has_machine && size >= GUEST_KIB => private.guest += value,
+            "Private_Clean:" => {
+                private.own += value;
+                private.clean += value;
+            }
+            "Private_Dirty:" => private.own += value,
             _ => {}
         }
     }
-    (own, guest)
+    private
 }
 
 #[cfg(test)]
@@ -179,9 +195,9 @@ mod tests {
 
     #[test]
     fn the_guests_memory_is_not_the_vmms() {
-        assert_eq!(private(SMAPS, true), (32, 38912));
+        assert_eq!(private(SMAPS, true), Private { own: 32, clean: 4, guest: 38912 });
         // A heap of a program without a machine is its own, however large.
-        assert_eq!(private(SMAPS, false), (38944, 0));
+        assert_eq!(private(SMAPS, false), Private { own: 38944, clean: 4, guest: 0 });
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use husk_shim::phases::now;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::BenchError;
 use super::ctr::{self, Output};
@@ -58,9 +58,11 @@ pub fn all(plan: &Plan, root: &Root) -> Result<Report, BenchError> {
         };
         let measured = bench.until_interrupted(bench.everything()).await;
         bench.progress.clear();
-        let removed = ctr::remove_all(&bench.prefix).await;
-        // The first thing that went wrong is what is said.
-        measured.and_then(|report| removed.map(|()| report))
+        match (measured, ctr::remove_all(&bench.prefix).await) {
+            (measured, Ok(())) => measured,
+            (Ok(_) | Err(BenchError::Interrupted), Err(left)) => Err(left),
+            (Err(cause), Err(left)) => Err(BenchError::Left { cause: Box::new(cause), left: Box::new(left) }),
+        }
     })
 }
 
@@ -87,20 +89,17 @@ struct Start {
 impl Bench<'_> {
     /// Lets the work go on to its next step after a signal, and no further.
     async fn until_interrupted<T>(&self, work: impl Future<Output = Result<T, BenchError>>) -> Result<T, BenchError> {
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(BenchError::Loop)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(BenchError::Loop)?;
+        let mut signals = Signals::new().map_err(BenchError::Loop)?;
         let mut work = std::pin::pin!(work);
         tokio::select! {
             result = &mut work => return result,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = signals.any() => {}
         }
         self.interrupted.set(true);
         self.progress.say("interrupted: the containers are being removed (once more: at once)");
         tokio::select! {
             result = &mut work => return result,
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = signals.any() => {}
             () = tokio::time::sleep(GRACE) => {}
         }
         Err(BenchError::Interrupted)
@@ -296,6 +295,31 @@ impl Bench<'_> {
             available_kib_each: taken / self.plan.idle as f64,
             processes,
         }))
+    }
+}
+
+/// What tells a program to end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
     }
 }
 

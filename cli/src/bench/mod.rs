@@ -87,6 +87,14 @@ pub enum BenchError {
     /// The event loop.
     #[error("cannot make the event loop: {0}")]
     Loop(io::Error),
+    /// Something went wrong, and something is left.
+    #[error("{cause}; then: {left}")]
+    Left {
+        /// The first.
+        cause: Box<BenchError>,
+        /// What is left.
+        left: Box<BenchError>,
+    },
     /// Somebody wants it to end.
     #[error("interrupted; its containers are removed")]
     Interrupted,

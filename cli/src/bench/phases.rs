@@ -13,7 +13,7 @@ use super::BenchError;
 use super::report::{Segment, Who};
 
 /// Who was at work before each stamp, in the order in which they come.
-const PARTS: [(Stamp, Who); 14] = [
+const PARTS: [(Stamp, Who); 15] = [
     (Stamp::Start, Who::Containerd),
     (Stamp::Serving, Who::Shim),
     (Stamp::CreateReceived, Who::Containerd),
@@ -27,6 +27,7 @@ const PARTS: [(Stamp, Who); 14] = [
     (Stamp::ProgramStarted, Who::Container),
     (Stamp::ExitTold, Who::Container),
     (Stamp::DeleteReceived, Who::Containerd),
+    (Stamp::MachineStopped, Who::Vmm),
     (Stamp::Deleted, Who::Shim),
 ];
 
@@ -68,8 +69,8 @@ impl Stamps {
     #[must_use]
     pub fn of(&self, id: &str, begin: u64, end: u64) -> Option<Vec<Segment>> {
         let text = fs::read_to_string(self.file()).ok()?;
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        let line = lines.filter(|line| line.id == id).next_back()?;
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        let line = lines.rfind(|line| line.id == id)?;
         Some(segments(&line, begin, end))
     }
 }
@@ -129,7 +130,7 @@ mod tests {
         for (before, after) in PARTS.iter().zip(&PARTS[1..]) {
             assert!(before.0 < after.0);
         }
-        assert_eq!((PARTS[0].0, PARTS[13].0), (Stamp::Start, Stamp::Deleted));
+        assert_eq!((PARTS[0].0, PARTS[14].0), (Stamp::Start, Stamp::Deleted));
     }
 
     #[test]

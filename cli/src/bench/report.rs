@@ -120,7 +120,7 @@ pub enum Who {
     Containerd,
     /// husk's shim.
     Shim,
-    /// husk's VMM, before its guest.
+    /// husk's VMM: before its guest, and its end.
     Vmm,
     /// The guest's kernel.
     Kernel,
@@ -157,6 +157,12 @@ impl Idle {
         self.processes.iter().map(|process| process.private_kib).sum()
     }
 
+    /// Of these, see [`Process::clean_kib`].
+    #[must_use]
+    pub fn clean_kib(&self) -> u64 {
+        self.processes.iter().map(|process| process.clean_kib).sum()
+    }
+
     /// The guest's memory that is there, KiB.
     #[must_use]
     pub fn guest_kib(&self) -> u64 {
@@ -171,6 +177,8 @@ pub struct Process {
     pub name: String,
     /// Private memory without the guest's, KiB.
     pub private_kib: u64,
+    /// Of these, what is unchanged from a file, mostly the program: other containers share it as soon as there are any.
+    pub clean_kib: u64,
     /// Private memory that is the guest's, KiB.
     pub guest_kib: u64,
     /// Its threads.

@@ -50,12 +50,13 @@ pub fn text(report: &Report) -> String {
             Outcome::Refused(why) => writeln!(out, "  {:width$}  not measured: {why}", runtime.name),
             Outcome::Measured(idle) => writeln!(
                 out,
-                "  {:width$}  {:.1} MiB of the host for one more (over {}); private memory of {} processes: {:.1} MiB{}",
+                "  {:width$}  {:.1} MiB of the host for one more (over {}); private memory of {} processes: {:.1} MiB, {:.1} of it clean{}",
                 runtime.name,
                 idle.available_kib_each / 1024.0,
                 idle.more,
                 idle.processes.len(),
                 idle.private_kib() as f64 / 1024.0,
+                idle.clean_kib() as f64 / 1024.0,
                 match idle.guest_kib() {
                     0 => String::new(),
                     guest => format!(", and {:.1} MiB of the guest", guest as f64 / 1024.0),

@@ -276,6 +276,7 @@ impl Pod {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Ok(machine)) = machine {
             machine.stop().await;
+            phases::stamp(Stamp::MachineStopped);
         }
         let cgroup = self.state.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone();
         if let Some(path) = cgroup
