@@ -2,12 +2,15 @@
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
-use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use log::info;
 use vm_memory::{GuestMemory, GuestMemoryRegion};
 
 use crate::arch::x86_64::layout;
+use crate::devices::virtio::mmio::Windows;
 use crate::memory::GuestRam;
 
 /// Why there is no VM.
@@ -65,7 +68,7 @@ pub const REQUIRED: &[Capability] = &[
 ];
 
 /// What the machine is better with; without them it works on.
-pub const OPTIONAL: &[Capability] = &[TSC_DEADLINE];
+pub const OPTIONAL: &[Capability] = &[TSC_DEADLINE, READONLY_MEM];
 
 const TSC_DEADLINE: Capability = capability(
     Cap::TscDeadlineTimer,
@@ -73,11 +76,19 @@ const TSC_DEADLINE: Capability = capability(
     "guests boot a quarter of a second more slowly: Linux measures its timer",
 );
 
+const READONLY_MEM: Capability = capability(
+    Cap::ReadonlyMem,
+    "KVM_CAP_READONLY_MEM",
+    "every look of a guest at a device's register leaves the kernel: slower interrupts",
+);
+
 /// What of [`OPTIONAL`] is there.
 #[derive(Debug, Clone, Copy)]
 pub struct Optional {
     /// The local APIC's TSC-deadline timer.
     pub tsc_deadline: bool,
+    /// Memory that the guest can read and not write.
+    pub readonly_memory: bool,
 }
 
 /// KVM with its capabilities checked.
@@ -106,7 +117,10 @@ impl Host {
         for Capability { name, why, .. } in OPTIONAL.iter().filter(|capability| !kvm.check_extension(capability.cap)) {
             info!("this host's KVM lacks {name}: {why}");
         }
-        let optional = Optional { tsc_deadline: kvm.check_extension(TSC_DEADLINE.cap) };
+        let optional = Optional {
+            tsc_deadline: kvm.check_extension(TSC_DEADLINE.cap),
+            readonly_memory: kvm.check_extension(READONLY_MEM.cap),
+        };
         Ok(Self { kvm, optional })
     }
 
@@ -139,5 +153,25 @@ impl Host {
             unsafe { vm.set_user_memory_region(slot) }.map_err(KvmError::step("give the VM its memory"))?;
         }
         Ok(vm)
+    }
+
+    /// Shows the guest the first `count` register windows as read-only memory, behind `memory`'s slots. Where KVM cannot,
+    /// reads are exits.
+    ///
+    /// # Errors
+    /// What KVM refused.
+    pub fn show_windows(&self, vm: &VmFd, memory: &GuestRam, windows: &Windows, count: u64) -> Result<(), KvmError> {
+        if !self.optional.readonly_memory || count == 0 {
+            return Ok(());
+        }
+        let slot = kvm_userspace_memory_region {
+            slot: u32::try_from(memory.num_regions()).unwrap_or(u32::MAX),
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: layout::MMIO_START,
+            memory_size: count * layout::MMIO_WINDOW_SIZE,
+            userspace_addr: windows.host_address(),
+        };
+        // SAFETY: the windows are mapped, `count` of them at least, and never unmapped while the process lives.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(KvmError::step("show the register windows"))
     }
 }

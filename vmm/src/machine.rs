@@ -23,7 +23,7 @@ use crate::console::{Console, Tail};
 use crate::counters::Counters;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::fs::{Fs, FsError, FsHandle};
-use crate::devices::virtio::mmio::{Interrupt, QUEUE_NOTIFY, Transport};
+use crate::devices::virtio::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport, USED_BUFFER, Windows};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Dialled, Vsock};
 use crate::devices::virtio::{Identity, Mailbox, Runner};
@@ -121,12 +121,25 @@ pub struct Machine {
 }
 
 /// Register windows and lines, handed out in order.
-struct Windows {
+struct Slots {
+    windows: Windows,
     transports: Vec<Transport>,
     cmdline: Cmdline,
+    /// Takes the usual acknowledgement of an interrupt, which means nothing (`mmio/interrupt.rs`); nobody reads it.
+    acknowledged: EventFd,
 }
 
-impl Windows {
+/// Devices at most: each takes an interrupt line.
+const MOST_DEVICES: usize = (layout::IOAPIC_LINES - layout::FIRST_LINE) as usize;
+
+impl Slots {
+    fn new(cmdline: Cmdline) -> Result<Self, MachineError> {
+        let windows =
+            Windows::new(MOST_DEVICES).map_err(|cause| host("the register windows")(io::Error::other(cause)))?;
+        let acknowledged = EventFd::new(EFD_NONBLOCK).map_err(host("the interrupts' acknowledgement"))?;
+        Ok(Self { windows, transports: Vec::new(), cmdline, acknowledged })
+    }
+
     /// Gives a device its window and its line, and says so on the command line.
     fn add(
         &mut self,
@@ -136,22 +149,24 @@ impl Windows {
         identity: Identity,
         mailbox: Mailbox,
     ) -> Result<(), MachineError> {
-        let count = self.transports.len() as u64;
+        let index = self.transports.len();
+        let count = index as u64;
         let address = layout::MMIO_START + count * layout::MMIO_WINDOW_SIZE;
-        let line = layout::FIRST_LINE + u32::try_from(count).unwrap_or(u32::MAX);
-        if line >= layout::IOAPIC_LINES {
+        let line = layout::FIRST_LINE.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        let Some(window) = self.windows.window(index).filter(|_| line < layout::IOAPIC_LINES) else {
             let why = "each device takes an interrupt line, and there are 19";
             return Err(MachineError::Config { what: "virtio devices", value: count + 1, why });
-        }
+        };
         let event = EventFd::new(EFD_NONBLOCK).map_err(host("an interrupt's event"))?;
-        let interrupt = Arc::new(Interrupt::new(event));
-        let transport = Transport::new(name, identity, Arc::clone(memory), mailbox, interrupt);
+        let transport = Transport::new(name, identity, Arc::clone(memory), mailbox, window, event);
         let transport = transport.map_err(host("a virtio device's events"))?;
         vm.register_irqfd(transport.interrupt().line(), line).map_err(KvmError::step("wire an interrupt"))?;
         for (index, kick) in (0_u32..).zip(transport.kicks()) {
             vm.register_ioevent(kick, &IoEventAddress::Mmio(address + QUEUE_NOTIFY), index)
                 .map_err(KvmError::step("wire a queue's notification"))?;
         }
+        vm.register_ioevent(&self.acknowledged, &IoEventAddress::Mmio(address + INTERRUPT_ACK), USED_BUFFER)
+            .map_err(KvmError::step("wire an interrupt's acknowledgement"))?;
         self.cmdline.add_virtio_mmio_device(layout::MMIO_WINDOW_SIZE, GuestAddress(address), line, None)?;
         self.transports.push(transport);
         Ok(())
@@ -183,25 +198,26 @@ impl Machine {
 
         let mut cmdline = Cmdline::new(layout::CMDLINE_SIZE)?;
         cmdline.insert_str(CMDLINE)?;
-        let mut windows = Windows { transports: Vec::new(), cmdline };
+        let mut slots = Slots::new(cmdline)?;
         let mut subscribers: Vec<Subscriber> = Vec::new();
 
         let vsock = Vsock::new(GUEST_CID, &config.guest_dials, dialled).map_err(host("the vsock device"))?;
         let identity = vsock.identity();
         let (runner, mailbox) = Runner::new("vsock", vsock).map_err(host("the vsock device"))?;
-        windows.add(&vm, &ram, "vsock", identity, mailbox)?;
+        slots.add(&vm, &ram, "vsock", identity, mailbox)?;
         subscribers.push(Box::new(runner));
 
         let (fs, identity, mailbox) = Fs::spawn()?;
-        windows.add(&vm, &ram, "fs", identity, mailbox)?;
+        slots.add(&vm, &ram, "fs", identity, mailbox)?;
 
         let rng = Rng::new();
         let identity = rng.identity();
         let (runner, mailbox) = Runner::new("rng", rng).map_err(host("the rng device"))?;
-        windows.add(&vm, &ram, "rng", identity, mailbox)?;
+        slots.add(&vm, &ram, "rng", identity, mailbox)?;
         subscribers.push(Box::new(runner));
 
-        let Windows { transports, mut cmdline } = windows;
+        kvm.show_windows(&vm, &ram, &slots.windows, slots.transports.len() as u64)?;
+        let Slots { transports, mut cmdline, .. } = slots;
         let lines = u32::try_from(transports.len()).unwrap_or(u32::MAX);
         if !config.extra_cmdline.is_empty() {
             cmdline.insert_str(&config.extra_cmdline)?;

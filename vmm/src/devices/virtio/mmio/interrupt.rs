@@ -5,25 +5,29 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::device::Signal;
-use super::registers::{CONFIG_CHANGE, USED_BUFFER};
+use super::registers::{CONFIG_CHANGE, CONFIG_GENERATION, INTERRUPT_STATUS, NEEDS_RESET, STATUS, USED_BUFFER};
+use super::window::Window;
 
 /// The interrupt status register and the line behind it. Used by the device's thread and the vCPUs' without a lock.
 ///
-/// The line is an edge (an irqfd without resampling): each cause sets its bit first and then raises the line, so a
-/// driver that acknowledged an older cause meanwhile gets another interrupt, which at worst finds nothing to do.
+/// A used buffer is told always: a driver that looks and finds none has lost nothing, and nobody has to set and clear
+/// the bit, so an acknowledgement of it means nothing ([`USED_BUFFER`] is what the ioeventfd on InterruptACK swallows).
+/// A change of the configuration is told until it is acknowledged. The line is an edge (an irqfd without resampling):
+/// the cause is set first and then the line raised, so a driver that acknowledged an older cause meanwhile gets another
+/// interrupt, which at worst finds nothing to do.
 pub struct Interrupt {
-    status: AtomicU32,
+    window: Window,
     needs_reset: AtomicBool,
     generation: AtomicU32,
     line: EventFd,
 }
 
 impl Interrupt {
-    /// An interrupt that raises `line`.
+    /// An interrupt that raises `line` and whose registers are in `window`.
     #[must_use]
-    pub fn new(line: EventFd) -> Self {
-        let (status, generation) = (AtomicU32::new(0), AtomicU32::new(0));
-        Self { status, needs_reset: AtomicBool::new(false), generation, line }
+    pub fn new(line: EventFd, window: Window) -> Self {
+        window.set(INTERRUPT_STATUS, USED_BUFFER);
+        Self { window, needs_reset: AtomicBool::new(false), generation: AtomicU32::new(0), line }
     }
 
     /// The line, to be given to KVM.
@@ -34,17 +38,19 @@ impl Interrupt {
 
     /// InterruptStatus.
     pub(super) fn status(&self) -> u32 {
-        self.status.load(Ordering::Acquire)
+        self.window.get(INTERRUPT_STATUS)
     }
 
     /// InterruptACK.
     pub(super) fn acknowledge(&self, causes: u32) {
-        self.status.fetch_and(!causes, Ordering::AcqRel);
+        if causes & CONFIG_CHANGE != 0 {
+            self.window.set(INTERRUPT_STATUS, USED_BUFFER);
+        }
     }
 
     /// Whether the device asked for a reset.
     pub(super) fn reset_is_needed(&self) -> bool {
-        self.needs_reset.load(Ordering::Acquire)
+        self.needs_reset.load(Ordering::SeqCst)
     }
 
     /// ConfigGeneration.
@@ -54,29 +60,36 @@ impl Interrupt {
 
     /// The driver reset the device, which no longer signals.
     pub(super) fn reset(&self) {
-        self.status.store(0, Ordering::Release);
-        self.needs_reset.store(false, Ordering::Release);
+        self.window.set(INTERRUPT_STATUS, USED_BUFFER);
+        self.needs_reset.store(false, Ordering::SeqCst);
     }
 
-    fn raise(&self, cause: u32) {
-        self.status.fetch_or(cause, Ordering::AcqRel);
+    fn raise(&self) {
         // Fails only when the counter is full: then the line is about to be raised.
         let _ = self.line.write(1);
+    }
+
+    fn raise_config(&self) {
+        self.window.set(INTERRUPT_STATUS, USED_BUFFER | CONFIG_CHANGE);
+        self.raise();
     }
 }
 
 impl Signal for Interrupt {
     fn queue(&self, _index: u16) {
-        self.raise(USED_BUFFER);
+        self.raise();
     }
 
     fn config(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        self.raise(CONFIG_CHANGE);
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        self.window.set(CONFIG_GENERATION, generation);
+        self.raise_config();
     }
 
     fn needs_reset(&self) {
-        self.needs_reset.store(true, Ordering::Release);
-        self.raise(CONFIG_CHANGE);
+        self.needs_reset.store(true, Ordering::SeqCst);
+        // A vCPU that writes the register at this moment looks at the flag after it ([`super::Transport`]).
+        self.window.add(STATUS, NEEDS_RESET);
+        self.raise_config();
     }
 }

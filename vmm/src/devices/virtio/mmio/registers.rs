@@ -22,7 +22,8 @@ pub(super) const QUEUE_READY: u64 = 0x044;
 /// Writing a queue's index notifies the device: KVM takes these writes (ioeventfd).
 pub const QUEUE_NOTIFY: u64 = 0x050;
 pub(super) const INTERRUPT_STATUS: u64 = 0x060;
-pub(super) const INTERRUPT_ACK: u64 = 0x064;
+/// Writing an interrupt's causes acknowledges it: KVM takes the usual one, [`USED_BUFFER`] alone (ioeventfd).
+pub const INTERRUPT_ACK: u64 = 0x064;
 pub(super) const STATUS: u64 = 0x070;
 pub(super) const QUEUE_DESC_LOW: u64 = 0x080;
 pub(super) const QUEUE_DESC_HIGH: u64 = 0x084;
@@ -38,7 +39,7 @@ pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
 pub(super) const CONFIG: u64 = 0x100;
 
 /// Interrupt status: a used buffer.
-pub(super) const USED_BUFFER: u32 = 1;
+pub const USED_BUFFER: u32 = 1;
 /// Interrupt status: the configuration changed.
 pub(super) const CONFIG_CHANGE: u32 = 2;
 

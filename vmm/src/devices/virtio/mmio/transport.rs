@@ -12,6 +12,7 @@ use super::super::runner::Mailbox;
 use super::interrupt::Interrupt;
 use super::registers::{self as reg, ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
 use super::state::State;
+use super::window::Window;
 use crate::memory::GuestRam;
 
 /// One device's register window. Shared by the vCPUs.
@@ -21,6 +22,7 @@ pub struct Transport {
     memory: Arc<GuestRam>,
     mailbox: Mailbox,
     interrupt: Arc<Interrupt>,
+    window: Window,
     kicks: Vec<Arc<EventFd>>,
     /// Never taken by the device's thread, so a vCPU may wait for the device while it holds this.
     registers: Mutex<Registers>,
@@ -55,7 +57,8 @@ impl Registers {
 }
 
 impl Transport {
-    /// The transport of the device behind `mailbox`, called `name` in log lines.
+    /// The transport of the device behind `mailbox`, called `name` in log lines, whose registers are in `window` and whose
+    /// interrupts raise `line`.
     ///
     /// # Errors
     /// No descriptors left, or a queue size that is no power of two.
@@ -64,12 +67,42 @@ impl Transport {
         identity: Identity,
         memory: Arc<GuestRam>,
         mailbox: Mailbox,
-        interrupt: Arc<Interrupt>,
+        window: Window,
+        line: EventFd,
     ) -> std::io::Result<Self> {
         let kicks = identity.queue_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new));
         let kicks = kicks.collect::<Result<_, _>>()?;
-        let registers = Mutex::new(Registers::new(&identity).map_err(std::io::Error::other)?);
-        Ok(Self { name, identity, memory, mailbox, interrupt, kicks, registers })
+        let registers = Registers::new(&identity).map_err(std::io::Error::other)?;
+        let constants = [
+            (reg::MAGIC_VALUE, reg::MAGIC),
+            (reg::VERSION, reg::LAYOUT_VERSION),
+            (reg::DEVICE_ID, identity.kind),
+            (reg::VENDOR_ID, reg::VENDOR),
+        ];
+        // All ones: there are no shared memory regions.
+        let none = (reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH).step_by(4).map(|offset| (offset, u32::MAX));
+        for (offset, value) in constants.into_iter().chain(none) {
+            window.set(offset, value);
+        }
+        window.set_config(&identity.config);
+        let interrupt = Arc::new(Interrupt::new(line, window.clone()));
+        let transport =
+            Self { name, identity, memory, mailbox, interrupt, window, kicks, registers: Mutex::new(registers) };
+        transport.publish(&mut transport.registers.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(transport)
+    }
+
+    /// Puts what depends on the driver's writes into the window.
+    fn publish(&self, registers: &mut Registers) {
+        let (max, ready) = registers.ring().map_or((0, false), |ring| (ring.max_size(), ring.ready()));
+        self.window.set(reg::DEVICE_FEATURES, half(self.identity.features, registers.device_features_sel));
+        self.window.set(reg::QUEUE_NUM_MAX, max.into());
+        self.window.set(reg::QUEUE_READY, ready.into());
+        self.window.set(reg::STATUS, registers.status);
+        // After the store: the device, which sets the flag and then the bit, may have done so in between.
+        if self.interrupt.reset_is_needed() {
+            self.window.add(reg::STATUS, NEEDS_RESET);
+        }
     }
 
     /// The queues' notifications, by index, to be given to KVM.
@@ -103,47 +136,9 @@ impl Transport {
         }
     }
 
-    /// The guest reads `data.len()` bytes at `offset` of the window. What is not there reads as zero.
+    /// The guest reads `data.len()` bytes at `offset` of the window: where KVM cannot show it the memory itself.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        if offset >= reg::CONFIG {
-            self.read_config(offset - reg::CONFIG, data);
-            return;
-        }
-        // Registers have 32 bits and are read whole (4.2.2.2).
-        let value = if data.len() == 4 { self.read_register(offset) } else { 0 };
-        for (to, from) in data.iter_mut().zip(value.to_le_bytes().into_iter().chain(std::iter::repeat(0))) {
-            *to = from;
-        }
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let bytes = usize::try_from(offset).ok().and_then(|offset| self.identity.config.get(offset..));
-        let bytes = bytes.unwrap_or_default().iter().copied();
-        for (to, from) in data.iter_mut().zip(bytes.chain(std::iter::repeat(0))) {
-            *to = from;
-        }
-    }
-
-    fn read_register(&self, offset: u64) -> u32 {
-        match offset {
-            // The interrupt handler's: no lock.
-            reg::INTERRUPT_STATUS => return self.interrupt.status(),
-            reg::MAGIC_VALUE => return reg::MAGIC,
-            reg::VERSION => return reg::LAYOUT_VERSION,
-            reg::DEVICE_ID => return self.identity.kind,
-            reg::VENDOR_ID => return reg::VENDOR,
-            reg::CONFIG_GENERATION => return self.interrupt.generation(),
-            reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => return u32::MAX,
-            _ => {}
-        }
-        let mut registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
-        match offset {
-            reg::DEVICE_FEATURES => half(self.identity.features, registers.device_features_sel),
-            reg::QUEUE_NUM_MAX => registers.ring().map_or(0, |ring| ring.max_size().into()),
-            reg::QUEUE_READY => registers.ring().is_some_and(|ring| ring.ready()).into(),
-            reg::STATUS => self.status(&registers),
-            _ => 0,
-        }
+        self.window.read(offset, data);
     }
 
     fn status(&self, registers: &Registers) -> u32 {
@@ -168,6 +163,7 @@ impl Transport {
             reg::STATUS => self.set_status(&mut registers, value),
             _ => set_queue(&mut registers, offset, value),
         }
+        self.publish(&mut registers);
     }
 
     /// The driver's side of the state machine (3.1.1): bits are added in order, and only a reset takes them away.
