@@ -233,7 +233,10 @@ fn pauses_and_goes_on() {
         assert!((0..1000).any(|_| vmm.metrics().exits["port_out"] > paused), "it does not go on");
     }
     let metrics = vmm.metrics();
-    assert!(metrics.exits["kick"] >= 20 && metrics.process_to_guest_ns > 0, "{metrics:?}");
+    assert!(
+        metrics.exits["kick"] >= 20 && metrics.process_to_guest_ns > 0 && metrics.guest_entered_at_ns > 0,
+        "{metrics:?}"
+    );
     vmm.ask(Request::Stop).unwrap();
     vmm.ends();
 }

@@ -112,21 +112,17 @@ impl Bench<'_> {
 
     async fn everything(&self) -> Result<Report, BenchError> {
         let host = host::describe().await?;
-        let mut runtimes: Vec<Runtime> = Vec::new();
-        for (name, starts) in self.starts().await? {
-            let none = || BenchError::Failed { what: format!("measure {name}"), why: "no runs".to_owned() };
+        let starts = self.starts().await?;
+        let execs = self.execs().await?;
+        let mut runtimes = Vec::new();
+        for ((name, starts), exec) in starts.into_iter().zip(execs) {
+            let idle = self.idle(&name).await?;
             let printed = starts.iter().all(|start| start.printed);
             let phases = median_of(&starts);
-            let start = Runs::of(starts.into_iter().map(|start| start.run).collect()).ok_or_else(none)?;
-            let refused = String::new();
-            let (exec, idle) = (Outcome::Refused(refused.clone()), Outcome::Refused(refused));
-            runtimes.push(Runtime { name: name.clone(), start, printed, phases, exec, idle });
-        }
-        for (runtime, exec) in runtimes.iter_mut().zip(self.execs().await?) {
-            runtime.exec = exec;
-        }
-        for runtime in &mut runtimes {
-            runtime.idle = self.idle(&runtime.name).await?;
+            let start = Runs::of(starts.into_iter().map(|start| start.run).collect());
+            let none = || BenchError::Failed { what: format!("measure {name}"), why: "no runs".to_owned() };
+            let start = start.ok_or_else(none)?;
+            runtimes.push(Runtime { name, start, printed, phases, exec, idle });
         }
         Ok(Report {
             husk: husk_shim::VERSION.to_owned(),
@@ -372,5 +368,48 @@ impl Progress {
         if self.terminal {
             let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Who;
+    use super::*;
+
+    fn start(time: f64, stamped: bool) -> Start {
+        let phases = if stamped { vec![Segment { who: Who::Shim, time }] } else { Vec::new() };
+        let run = Run { time, page_faults: 0, context_switches: 0, processes: 0 };
+        Start { run, printed: true, phases }
+    }
+
+    #[test]
+    fn the_phases_are_those_of_the_run_in_the_middle() {
+        let starts = [start(9.0, true), start(1.0, true), start(4.0, true), start(3.0, true), start(2.0, false)];
+        assert_eq!(median_of(&starts), [Segment { who: Who::Shim, time: 3.0 }]);
+        assert_eq!(median_of(&[start(1.0, false)]), []);
+        assert_eq!(median_of(&[]), []);
+    }
+
+    #[test]
+    fn only_husk_gets_the_configuration_with_stamps() {
+        let root = Root::new(Some("an/image"), None).unwrap();
+        let plan = Plan { runtimes: Vec::new(), runs: 1, idle: 1, unit: "ms", hangs: 0, is_hung: |_| false };
+        let bench = Bench {
+            plan: &plan,
+            root: &root,
+            stamps: Stamps::new().unwrap(),
+            prefix: "husk-bench-1-".to_owned(),
+            made: Cell::new(0),
+            hung: Cell::new(0),
+            interrupted: Cell::new(false),
+            progress: Progress { terminal: false },
+        };
+        let id = bench.id();
+        let words = bench.run_words("io.containerd.runc.v2", &id, &["--rm"], false, &["/bin/echo", WORD]);
+        assert_eq!(words.join(" "), "run --rm --runtime io.containerd.runc.v2 an/image husk-bench-1-1 /bin/echo husk");
+        let words = bench.run_words("io.containerd.husk.v2", &bench.id(), &[], true, &["/bin/sleep", "1"]).join(" ");
+        let config = bench.stamps.config().display().to_string();
+        assert!(words.contains(&format!("--runtime-config-path {config} an/image husk-bench-1-2")), "{words}");
+        assert!(std::fs::read_to_string(config).unwrap().contains("phases_file"));
     }
 }

@@ -31,12 +31,16 @@ const RUNTIMES: [&str; 2] = ["io.containerd.husk.v2", "io.containerd.runc.v2"];
 /// 128 and SIGINT: what a shell has for a command that was interrupted.
 const INTERRUPTED: u8 = 130;
 
-/// Measures, on this host, how long a container takes to start (`ctr run --rm`) and a process in it (`ctr task exec`), and
-/// what one more idle container takes of its memory.
-///
-/// containerd has to run, and its `ctr` is used: CONTAINERD_ADDRESS and CONTAINERD_NAMESPACE count as they do for it.
-/// Containers are named husk-bench-PID-N; they are removed whatever happens, also at Ctrl-C.
+/// What `--help` says below the options.
+const MORE: &str = "\
+It measures how long a container takes to start (ctr run --rm) and a process in it (ctr task exec), and what one more idle \
+container takes of this host's memory. containerd has to run, and its ctr is used, as root: CONTAINERD_ADDRESS and \
+CONTAINERD_NAMESPACE count as they do for it. Containers are named husk-bench-PID-N and are removed whatever happens, also \
+at Ctrl-C.";
+
+/// The words of `husk bench`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = MORE)]
 pub struct Arguments {
     /// A runtime of containerd's, as for ctr run --runtime; more than one are measured in turn [default: io.containerd.husk.v2
     /// and io.containerd.runc.v2]
