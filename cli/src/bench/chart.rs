@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::report::{Report, Runtime, Who};
-use super::table::interval;
+use super::table::{interval, plural};
 
 /// Pixels.
 const WIDTH: f64 = 1000.0;
@@ -69,7 +69,7 @@ pub fn svg(report: &Report) -> String {
         host.date,
         host.kernel,
         host.containerd,
-        plural(host.cpus),
+        plural(host.cpus, "CPU", "CPUs"),
     );
     text(&mut out, 20.0, 50.0, "font-size=\"12\" fill=\"#57606a\"", &about);
     legend(&mut out, report);
@@ -93,10 +93,6 @@ pub fn svg(report: &Report) -> String {
     }
     out.push_str("</svg>\n");
     out
-}
-
-fn plural(cpus: usize) -> String {
-    if cpus == 1 { "1 CPU".to_owned() } else { format!("{cpus} CPUs") }
 }
 
 fn unit(report: &Report) -> String {

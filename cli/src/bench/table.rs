@@ -14,10 +14,10 @@ pub fn text(report: &Report) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "host: kernel {}, containerd {}, {} CPUs, {} MiB, transparent huge pages {}; {}",
+        "host: kernel {}, containerd {}, {}, {} MiB, transparent huge pages {}; {}",
         report.host.kernel,
         report.host.containerd,
-        report.host.cpus,
+        plural(report.host.cpus, "CPU", "CPUs"),
         report.host.memory_mib,
         report.host.transparent_hugepage,
         report.root,
@@ -50,11 +50,11 @@ pub fn text(report: &Report) -> String {
             Outcome::Refused(why) => writeln!(out, "  {:width$}  not measured: {why}", runtime.name),
             Outcome::Measured(idle) => writeln!(
                 out,
-                "  {:width$}  {:.1} MiB of the host for one more (over {}); private memory of {} processes: {:.1} MiB, {:.1} of it clean{}",
+                "  {:width$}  {:.1} MiB of the host for one more (over {}); private memory of {}: {:.1} MiB, {:.1} of it clean{}",
                 runtime.name,
                 idle.available_kib_each / 1024.0,
                 idle.more,
-                idle.processes.len(),
+                plural(idle.processes.len(), "process", "processes"),
                 idle.private_kib() as f64 / 1024.0,
                 idle.clean_kib() as f64 / 1024.0,
                 match idle.guest_kib() {
@@ -65,6 +65,12 @@ pub fn text(report: &Report) -> String {
         };
     }
     out
+}
+
+/// So many of them.
+#[must_use]
+pub fn plural(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
 }
 
 fn width(report: &Report) -> usize {
