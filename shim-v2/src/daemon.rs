@@ -50,6 +50,8 @@ pub struct Inherited {
     pub debug: bool,
     /// Readable when containerd has the address; at its end without a byte when it never will.
     pub answered: OwnedFd,
+    /// Closed when the shim is named on the host, so that `delete` finds it: `start` answers then.
+    pub named: OwnedFd,
 }
 
 /// Why the shim cannot run.
@@ -113,7 +115,15 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
         let socket = inherited.socket.clone();
         let directory = pod_directory(&arguments.namespace, &arguments.id);
         let kata = inherited.name.ends_with("containerd-shim-kata-v2");
-        let pod = Pod::start(&arguments.id, directory, inherited.socket, kata, inherited.debug, publisher.clone());
+        let pod = Pod::start(
+            &arguments.id,
+            directory,
+            inherited.socket,
+            kata,
+            inherited.debug,
+            publisher.clone(),
+            inherited.named,
+        );
         let service = Arc::new(TaskService::new(Arc::clone(&pod)));
         let services = services(Arc::<TaskService>::clone(&service));
         inherited.listener.set_nonblocking(true).map_err(failed("serve on the socket"))?;

@@ -59,16 +59,27 @@ pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inhe
         // It runs already.
         return answer(&told, &path);
     };
-    // Says to the shim that its address was told. Without that, nobody will ever call or end it.
-    let (answered, answer_told) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-        .map_err(|cause| failed("make a pipe to the shim")(cause.into()))
-        .inspect_err(|_| {
+    let pipe = || {
+        let pipe = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+        pipe.map_err(|cause| failed("make a pipe to the shim")(cause.into())).inspect_err(|_| {
             let _ = std::fs::remove_file(&path);
-        })?;
-    let oom_score = oom_score_of_parent();
-    let (events, debug) = (told.events.clone(), told.debug);
-    let inherited =
-        Inherited { bundle, socket: path.clone(), listener, name: name.to_owned(), oom_score, events, debug, answered };
+        })
+    };
+    // Says to the shim that its address was told. Without that, nobody will ever call or end it.
+    let (answered, answer_told) = pipe()?;
+    // Ends when the shim is named on the host: from the answer on, `delete` has to find it.
+    let (is_named, named) = pipe()?;
+    let inherited = Inherited {
+        bundle,
+        socket: path.clone(),
+        listener,
+        name: name.to_owned(),
+        oom_score: oom_score_of_parent(),
+        events: told.events.clone(),
+        debug: told.debug,
+        answered,
+        named,
+    };
     // SAFETY: this process has one thread, so that the child may do whatever the parent might.
     match unsafe { libc::fork() } {
         -1 => {
@@ -77,11 +88,14 @@ pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inhe
             Err(failed("fork the shim")(cause))
         }
         0 => {
-            drop(answer_told);
+            drop((answer_told, is_named));
             shim(arguments, inherited);
             Ok(())
         }
         _ => {
+            drop(inherited.named);
+            // At its end, or broken: either way the shim has nothing more to say.
+            let _ = rustix::io::read(&is_named, &mut [0_u8; 1]);
             answer(&told, &path)?;
             // A shim that has ended already needs none.
             let _ = rustix::io::write(&answer_told, &[1]);

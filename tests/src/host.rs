@@ -211,6 +211,16 @@ pub fn generation() -> String {
     fs::read_to_string("/husk-testbed/containerd").unwrap().trim().to_owned()
 }
 
+/// What limits of time that a case tests are multiplied with (`HUSK_TEST_PATIENCE`, 1 if it is not set): an emulated host
+/// is slower than a real one, and more so when others use its machine.
+///
+/// # Panics
+/// It is no number.
+#[must_use]
+pub fn patience() -> u32 {
+    std::env::var("HUSK_TEST_PATIENCE").map_or(1, |factor| factor.parse().expect("HUSK_TEST_PATIENCE is a number"))
+}
+
 /// Ends containerd by this signal and waits until it is gone.
 ///
 /// # Panics

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -86,7 +87,7 @@ pub struct Sandbox {
 
 impl Pod {
     /// Makes the pod's directory and starts its VMM. What fails of it is told when a container is made: only then does
-    /// somebody listen.
+    /// somebody listen. `named` is closed when the state file names the shim, or cannot.
     #[must_use]
     pub fn start(
         id: &str,
@@ -95,6 +96,7 @@ impl Pod {
         kata: bool,
         debug: bool,
         publisher: Publisher,
+        named: OwnedFd,
     ) -> Arc<Self> {
         // Nothing can be said of a process whose start is not known: its pid then names nobody.
         let pid = std::process::id();
@@ -106,7 +108,7 @@ impl Pod {
             socket,
             cgroup: None,
         };
-        let machine = Self::prepare(&directory, &mut state);
+        let machine = Self::prepare(&directory, &mut state, named);
         Arc::new(Self {
             id: id.to_owned(),
             kata,
@@ -121,7 +123,7 @@ impl Pod {
     }
 
     /// The host's side of a pod that has no machine yet.
-    fn prepare(directory: &Path, state: &mut State) -> Result<Arc<Machine>> {
+    fn prepare(directory: &Path, state: &mut State, named: OwnedFd) -> Result<Arc<Machine>> {
         let failed = |what| move |cause| PodError::Directory { what, path: directory.to_owned(), cause };
         make_directory(directory).map_err(failed("make"))?;
         // Another life of this id, whose `delete` could not end all of it: nobody would name it any more.
@@ -138,6 +140,7 @@ impl Pod {
                 warn!(stage = "host"; "cannot remove {}: {cause}", directory.display());
             }
         })?;
+        drop(named);
         // The log goes to containerd all the same.
         if let Err(cause) = logger::keep(directory) {
             warn!(stage = "host"; "no copy of the log is kept in {}: {cause}", directory.display());
