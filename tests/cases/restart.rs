@@ -1,5 +1,8 @@
 //! containerd ends and comes back while containers run: nothing of them is lost, and nothing waits for it.
 
+use std::process::Command;
+
+use husk_shim::VERSION;
 use husk_tests::ctr::{Run, Runtime, ctr, deleted_with, must, start, task, wait_until_forgotten};
 use husk_tests::host::{
     generation, kill_processes_of, leaves_nothing, processes_of, remove_fifos, start_containerd, stop_containerd,
@@ -69,7 +72,7 @@ fn an_exit_while_containerd_is_down_is_told_when_it_is_back() {
         let pid = detached("meanwhile", &root, "sleep 8; exit 7");
         let killed = detached("killed", &other, "exec sleep 1000");
         stop_containerd(Signal::TERM);
-        assert!(std::process::Command::new("kill").args(["-9", &killed.to_string()]).status().unwrap().success());
+        assert!(Command::new("kill").args(["-9", &killed.to_string()]).status().unwrap().success());
         wait_for_end(killed);
         wait_for_end(pid);
         start_containerd(&generation());
@@ -120,7 +123,14 @@ fn an_upgrade_of_containerd_keeps_containers() {
             restart(generation);
             is_as_before("upgraded", pid);
         }
-        // The new one starts containers beside it.
+        // The new one asks shims what they are (`-info`), and starts containers beside it.
+        let inspect = ["plugins", "inspect-runtime", "--runtime", Runtime::Husk.name()];
+        let info = Command::new("/opt/containerd-2.1/usr/bin/ctr").args(inspect).output().unwrap();
+        let (text, errors) = (String::from_utf8_lossy(&info.stdout), String::from_utf8_lossy(&info.stderr));
+        assert!(
+            info.status.success() && text.contains("io.containerd.husk.v2") && text.contains(VERSION),
+            "{text}{errors}"
+        );
         let fresh = busybox();
         let output = Run::on_directory("fresh", fresh.path()).run(&["echo", "hello"]);
         assert_eq!((output.status, output.text().as_str()), (0, "hello\n"), "{}", output.errors());
