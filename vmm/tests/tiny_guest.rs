@@ -177,7 +177,9 @@ const RESET: [u8; 4] = [0xb0, 0xfe, 0xe6, 0x64]; // mov al, 0xfe; out 0x64, al
 const HALT: [u8; 2] = [0xfa, 0xf4]; // cli; hlt
 /// `out 0x80, al`, for ever.
 const WRITE_FOR_EVER: [u8; 4] = [0xe6, 0x80, 0xeb, 0xfc];
-const SPIN: [u8; 2] = [0xeb, 0xfe]; // jmp $
+/// `sti; cli; jmp` back, for ever. No interrupt comes between the first two; without them Bochs, once it has entered a
+/// guest with its interrupts off, lets no interrupt of the host through either, and the host hangs.
+const SPIN: [u8; 4] = [0xfb, 0xfa, 0xeb, 0xfc];
 const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b]; // ud2, without a table of handlers
 
 #[test]
