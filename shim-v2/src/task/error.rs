@@ -9,6 +9,9 @@ use crate::host::cgroup::CgroupError;
 use crate::rootfs::RootfsError;
 use crate::vm::{AgentError, BootError, ControlError, Ended, SizeError};
 
+/// What a call answers.
+pub type Result<T> = std::result::Result<T, TaskError>;
+
 /// Why a call of containerd's fails.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::container::{Container, Exit, Phase};
 use super::create::create;
-use super::error::TaskError;
+use super::error::{Result, TaskError};
 use super::pod::{Pod, Sandbox};
 use crate::config::limits;
 use crate::phases::{self, Stamp};
@@ -27,9 +27,6 @@ const MOST_DELETED: usize = 256;
 const KILLED: u32 = 137;
 /// The signal that cannot be ignored.
 const SIGKILL: u32 = 9;
-
-/// What a call answers.
-pub type Result<T> = std::result::Result<T, TaskError>;
 
 /// The containers of one pod.
 pub struct Life {

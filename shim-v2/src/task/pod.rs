@@ -12,8 +12,7 @@ use log::{debug, info, warn};
 use oci_spec::runtime::{Process, Spec};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
-use super::error::TaskError;
-use super::life::Result;
+use super::error::{Result, TaskError};
 use crate::VERSION;
 use crate::config::{Config, set_limits};
 use crate::events::Publisher;

@@ -14,8 +14,8 @@ use protobuf::MessageField;
 use ttrpc::asynchronous::TtrpcContext;
 
 use super::container::{Container, Phase};
-use super::error::TaskError;
-use super::life::{Life, Result};
+use super::error::{Result, TaskError};
+use super::life::Life;
 use super::pod::Pod;
 use crate::VERSION;
 
