@@ -24,6 +24,8 @@ pub enum Ending {
     Signal(i32),
     /// It was killed: its time was over.
     Late(Duration),
+    /// It was killed: it says more than anybody wants to know.
+    TooMuch,
     /// It was to be killed, and is still there.
     Hangs,
 }
@@ -34,6 +36,7 @@ impl fmt::Display for Ending {
             Self::Status(0) => write!(f, "its process ended"),
             Self::Status(status) => write!(f, "its process ended with status {status}"),
             Self::Signal(signal) => write!(f, "its process was killed by signal {signal}"),
+            Self::TooMuch => write!(f, "it says more than {MOST} bytes"),
             Self::Late(limit) => write!(f, "nothing more came in {} s", limit.as_secs()),
             Self::Hangs => write!(f, "its process hangs in the kernel and cannot be killed"),
         }
@@ -58,10 +61,10 @@ impl Answer {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let answer = match child.stdout.take() {
             Some(pipe) => read_until(pipe, Instant::now() + limit),
-            None => Ok((Vec::new(), true)),
+            None => Ok((Vec::new(), Reading::Ended)),
         };
-        let (output, in_time) = answer.unwrap_or_default();
-        Ok(Self { output, ending: end(&mut child, in_time, limit) })
+        let (output, reading) = answer.unwrap_or((Vec::new(), Reading::TimeOver));
+        Ok(Self { output, ending: end(&mut child, reading, limit) })
     }
 
     /// What a program says that ends well.
@@ -78,44 +81,60 @@ impl Answer {
     }
 }
 
-/// Reads to the end, or until the time is over; returns whether there was an end.
-fn read_until(mut pipe: impl Read + AsFd, deadline: Instant) -> io::Result<(Vec<u8>, bool)> {
+/// Why nothing more was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// There is no more.
+    Ended,
+    /// The time was over.
+    TimeOver,
+    /// It is enough.
+    Enough,
+}
+
+/// Reads to the end, until the time is over or it is enough.
+fn read_until(mut pipe: impl Read + AsFd, deadline: Instant) -> io::Result<(Vec<u8>, Reading)> {
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let limit = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
         match poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&limit)) {
-            Ok(0) => return Ok((answer, false)),
+            Ok(0) => return Ok((answer, Reading::TimeOver)),
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(cause) => return Err(cause.into()),
         }
         let count = pipe.read(&mut buffer)?;
         answer.extend(buffer.iter().take(count));
-        if count == 0 || answer.len() > MOST {
-            return Ok((answer, count == 0));
+        if count == 0 {
+            return Ok((answer, Reading::Ended));
+        }
+        if answer.len() > MOST {
+            return Ok((answer, Reading::Enough));
         }
     }
 }
 
 /// Waits for the end of a process that has closed its output or has no more time.
-fn end(child: &mut Child, in_time: bool, limit: Duration) -> Ending {
+fn end(child: &mut Child, reading: Reading, limit: Duration) -> Ending {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty());
     let wait = Timespec::try_from(KILL).unwrap_or_default();
     let is_gone = || {
         let Ok(pidfd) = &pidfd else { return false };
         poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&wait)).is_ok_and(|ready| ready > 0)
     };
-    let by_itself = in_time && is_gone();
+    let by_itself = reading == Reading::Ended && is_gone();
     if !by_itself {
         // The only error is that it is gone.
         let _ = child.kill();
-        if !is_gone() {
+        // Without a descriptor of it (none left), its end is waited for as it comes.
+        if pidfd.is_ok() && !is_gone() {
             return Ending::Hangs;
         }
     }
     match child.wait() {
+        Ok(_) if reading == Reading::Enough => Ending::TooMuch,
         Ok(_) if !by_itself => Ending::Late(limit),
         Ok(status) => match (status.signal(), status.code()) {
             (Some(signal), _) => Ending::Signal(signal),

@@ -221,6 +221,7 @@ mod tests {
             containers: BTreeMap::from([("c1".to_owned(), stub)]),
             socket: "/s".into(),
             cgroup: Some(root.path().into()),
+            ended: false,
         };
         change(&mut state);
         fs::write(root.path().join("memory.current"), "4194304\n").unwrap();

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_shim_protos::shim_async::{Task, create_task};
 use futures_util::stream::poll_fn;
@@ -25,8 +27,11 @@ use crate::events::Publisher;
 use crate::host::pod_directory;
 use crate::logger;
 use crate::phases::{self, Stamp};
+use crate::start::Named;
 use crate::task::{Pod, PodError, TaskService};
 
+/// Time for containerd to call a shim that it has started. Not configured: the configuration comes with the first call.
+const CONNECT: Duration = Duration::from_secs(30);
 /// The service's name in the version of the interface that the crate does not know; its messages are the same.
 const TASK_V2: &str = "containerd.task.v2.Task";
 /// The name that it does.
@@ -50,8 +55,8 @@ pub struct Inherited {
     pub debug: bool,
     /// Readable when containerd has the address; at its end without a byte when it never will.
     pub answered: OwnedFd,
-    /// Closed when the shim is named on the host, so that `delete` finds it: `start` answers then.
-    pub named: OwnedFd,
+    /// `start` waits for this word before it answers.
+    pub named: Rc<Named>,
 }
 
 /// Why the shim cannot run.
@@ -76,10 +81,12 @@ pub fn run(arguments: &Arguments, inherited: Inherited) {
         let _ = cause;
     }
     logger::set_level("info", inherited.debug);
-    let socket = inherited.socket.clone();
+    let (socket, named) = (inherited.socket.clone(), Rc::clone(&inherited.named));
     if let Err(cause) = detach(&inherited).and_then(|()| serve(arguments, inherited)) {
         error!("the shim ends: {cause}");
         let _ = std::fs::remove_file(socket);
+        // If it has not begun yet.
+        named.failed(&cause.to_string());
     }
 }
 
@@ -122,7 +129,7 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
             kata,
             inherited.debug,
             publisher.clone(),
-            inherited.named,
+            &inherited.named,
         );
         let service = Arc::new(TaskService::new(Arc::clone(&pod)));
         let services = services(Arc::<TaskService>::clone(&service));
@@ -173,8 +180,8 @@ async fn orphaned(answered: OwnedFd, connected: &Notify) -> &'static str {
     if let Ok(0) = told {
         return "`start` was ended before it could tell containerd of this shim";
     }
-    if tokio::time::timeout(config::limits().connect(), connected.notified()).await.is_err() {
-        return "nobody has called this shim in limits.connect_s";
+    if tokio::time::timeout(CONNECT, connected.notified()).await.is_err() {
+        return "nobody has called this shim in 30 s";
     }
     std::future::pending().await
 }

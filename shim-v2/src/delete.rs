@@ -47,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
     let read = || State::read(&directory).map_err(|cause| DeleteError::State(id.clone(), cause));
     if let Some(state) = read()? {
         // It has nothing left but events that containerd has not taken yet.
-        if state.cgroup.is_none() && state.processes.is_empty() {
+        if state.ended {
             state.shim.wait(LAST_EVENTS_MS);
         }
         // The shim first: nobody else starts something then. With it go its children; the cgroup has them all.

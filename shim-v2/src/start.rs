@@ -3,10 +3,12 @@
 //! containerd waits for this, so it does little: no event loop, no second execution of the program. The shim is a fork of
 //! this process, whose memory is already there.
 
+use std::cell::Cell;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::pipe::PipeFlags;
 use sha2::{Digest, Sha256};
@@ -30,6 +32,53 @@ pub enum StartError {
     /// What containerd says.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
+    /// The shim.
+    #[error("the shim cannot run: {0}")]
+    Shim(String),
+}
+
+/// The shim's word to its `start`: that it is named on the host, or why it cannot run. Said once.
+pub struct Named(Cell<Option<OwnedFd>>);
+
+/// Everything is well.
+const READY: &[u8] = &[0];
+/// Bytes of a reason at most: what a pipe takes in one piece (pipe(7), PIPE_BUF).
+const LONGEST_REASON: usize = 4096;
+
+impl Named {
+    fn new(pipe: OwnedFd) -> Self {
+        Self(Cell::new(Some(pipe)))
+    }
+
+    /// The shim is named, or is not and will tell why when a container is made.
+    pub fn ready(&self) {
+        self.say(READY);
+    }
+
+    /// The shim ends.
+    pub fn failed(&self, why: &str) {
+        self.say(&why.as_bytes()[..why.len().min(LONGEST_REASON)]);
+    }
+
+    fn say(&self, word: &[u8]) {
+        if let Some(pipe) = self.0.take() {
+            // A `start` that was killed needs none.
+            let _ = rustix::io::write(pipe, word);
+        }
+    }
+
+    /// Waits for the word.
+    fn wait(word: &OwnedFd) -> Result<(), StartError> {
+        let mut buffer = [0; LONGEST_REASON];
+        match rustix::io::retry_on_intr(|| rustix::io::read(word, &mut buffer)) {
+            Ok(count) => match &buffer[..count] {
+                READY => Ok(()),
+                [] => Err(StartError::Shim("it ended before it had begun".to_owned())),
+                reason => Err(StartError::Shim(String::from_utf8_lossy(reason).into_owned())),
+            },
+            Err(cause) => Err(failed("wait for the shim")(cause.into())),
+        }
+    }
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
@@ -67,8 +116,8 @@ pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inhe
     };
     // Says to the shim that its address was told. Without that, nobody will ever call or end it.
     let (answered, answer_told) = pipe()?;
-    // Ends when the shim is named on the host: from the answer on, `delete` has to find it.
-    let (is_named, named) = pipe()?;
+    // What the shim says of its beginning. It is named on the host then: from the answer on, `delete` has to find it.
+    let (word, named) = pipe()?;
     let inherited = Inherited {
         bundle,
         socket: path.clone(),
@@ -78,7 +127,7 @@ pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inhe
         events: told.events.clone(),
         debug: told.debug,
         answered,
-        named,
+        named: Rc::new(Named::new(named)),
     };
     // SAFETY: this process has one thread, so that the child may do whatever the parent might.
     match unsafe { libc::fork() } {
@@ -88,14 +137,15 @@ pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inhe
             Err(failed("fork the shim")(cause))
         }
         0 => {
-            drop((answer_told, is_named));
+            drop((answer_told, word));
             shim(arguments, inherited);
             Ok(())
         }
         _ => {
             drop(inherited.named);
-            // At its end, or broken: either way the shim has nothing more to say.
-            let _ = rustix::io::read(&is_named, &mut [0_u8; 1]);
+            Named::wait(&word).inspect_err(|_| {
+                let _ = std::fs::remove_file(&path);
+            })?;
             answer(&told, &path)?;
             // A shim that has ended already needs none.
             let _ = rustix::io::write(&answer_told, &[1]);
@@ -118,15 +168,12 @@ fn listen(path: &Path) -> Result<Option<UnixListener>, StartError> {
         std::fs::create_dir_all(directory).map_err(failed(format!("make {}", directory.display())))?;
     }
     for _ in 0..2 {
-        // The mode is right from the first moment.
+        // Mode 0600, from the first moment.
         let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);
         rustix::process::umask(old);
         match bound {
-            Ok(listener) => {
-                std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed(what()))?;
-                return Ok(Some(listener));
-            }
+            Ok(listener) => return Ok(Some(listener)),
             Err(cause) if cause.kind() == io::ErrorKind::AddrInUse => {
                 if UnixStream::connect(path).is_ok() {
                     return Ok(None);
@@ -155,6 +202,24 @@ mod tests {
     use super::*;
     use crate::args::Verb;
     use crate::host::SOCKETS;
+
+    #[test]
+    fn the_shims_word_is_told() {
+        let word = |say: &dyn Fn(Named)| {
+            let (read, write) = rustix::pipe::pipe().unwrap();
+            say(Named::new(write));
+            Named::wait(&read).map_err(|cause| cause.to_string())
+        };
+        assert_eq!(word(&|named| named.ready()), Ok(()));
+        let twice = word(&|named| {
+            named.ready();
+            named.failed("later");
+        });
+        assert_eq!(twice, Ok(()));
+        assert_eq!(word(&|named| named.failed("no room")), Err("the shim cannot run: no room".to_owned()));
+        assert_eq!(word(&drop), Err("the shim cannot run: it ended before it had begun".to_owned()));
+        assert_eq!(word(&|named| named.failed(&"x".repeat(9000))).unwrap_err().len(), 4096 + 21);
+    }
 
     #[test]
     fn sockets_have_short_names_of_their_own() {

@@ -160,18 +160,19 @@ impl Host {
     ///
     /// # Errors
     /// What KVM refused.
-    pub fn show_windows(&self, vm: &VmFd, memory: &GuestRam, windows: &Windows, count: u64) -> Result<(), KvmError> {
-        if !self.optional.readonly_memory || count == 0 {
+    pub fn show_windows(&self, vm: &VmFd, memory: &GuestRam, windows: &Windows, count: usize) -> Result<(), KvmError> {
+        let memory_size = windows.bytes(count);
+        if !self.optional.readonly_memory || memory_size == 0 {
             return Ok(());
         }
         let slot = kvm_userspace_memory_region {
             slot: u32::try_from(memory.num_regions()).unwrap_or(u32::MAX),
             flags: KVM_MEM_READONLY,
             guest_phys_addr: layout::MMIO_START,
-            memory_size: count * layout::MMIO_WINDOW_SIZE,
+            memory_size,
             userspace_addr: windows.host_address(),
         };
-        // SAFETY: the windows are mapped, `count` of them at least, and never unmapped while the process lives.
+        // SAFETY: so many bytes of windows are mapped (`Windows::bytes`), and never unmapped while the process lives.
         unsafe { vm.set_user_memory_region(slot) }.map_err(KvmError::step("show the register windows"))
     }
 }

@@ -216,7 +216,7 @@ impl Machine {
         slots.add(&vm, &ram, "rng", identity, mailbox)?;
         subscribers.push(Box::new(runner));
 
-        kvm.show_windows(&vm, &ram, &slots.windows, slots.transports.len() as u64)?;
+        kvm.show_windows(&vm, &ram, &slots.windows, slots.transports.len())?;
         let Slots { transports, mut cmdline, .. } = slots;
         let lines = u32::try_from(transports.len()).unwrap_or(u32::MAX);
         if !config.extra_cmdline.is_empty() {

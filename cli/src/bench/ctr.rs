@@ -1,5 +1,6 @@
 //! `ctr`, as people use it: containers are measured through it, and removed with it.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -114,16 +115,21 @@ pub async fn remove_all(prefix: &str) -> Result<(), BenchError> {
         result = result.and(remove(id).await);
     }
     for directory in std::fs::read_dir(FIFOS).into_iter().flatten().flatten() {
-        if holds_fifos_of(&directory.path(), prefix) {
-            // Fifos only: what is not one stays, and the directory with it.
-            let _ = std::fs::remove_dir_all(directory.path());
-        }
+        remove_fifos_of(&directory.path(), prefix);
     }
     result
 }
 
-/// Each container has a directory of its own there, with `<id>-stdin` and the like in it.
-fn holds_fifos_of(directory: &Path, prefix: &str) -> bool {
-    let mut entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.any(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+/// Each container has a directory of its own there, with `<id>-stdin` and the like in it. Fifos only: what is not one stays,
+/// and the directory with it.
+fn remove_fifos_of(directory: &Path, prefix: &str) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| {
+        let is_fifo = entry.file_type().is_ok_and(|kind| kind.is_fifo());
+        is_fifo && entry.file_name().to_string_lossy().starts_with(prefix)
+    });
+    let removed = ours.filter(|entry| std::fs::remove_file(entry.path()).is_ok()).count();
+    if removed > 0 {
+        let _ = std::fs::remove_dir(directory);
+    }
 }

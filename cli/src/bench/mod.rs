@@ -6,7 +6,7 @@
 //! * [`phases`]: what husk was at during a start; [`host`]: what the host says meanwhile;
 //! * [`ctr`], [`root`]: containers and what they run on.
 //!
-//! `make bench` does the same in the counting test bed, and more (`tests/src/bin/husk-bench.rs`).
+//! `make bench` does the same in the counting test bed, and more (`tests/src/bin/husk-bench/`).
 
 pub mod chart;
 pub mod ctr;
@@ -18,7 +18,7 @@ pub mod root;
 pub mod stats;
 pub mod table;
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -47,7 +47,7 @@ pub struct Arguments {
     #[arg(long = "runtime", value_name = "RUNTIME")]
     runtimes: Vec<String>,
     /// Starts and execs of each runtime that count, after two that do not
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
     /// Idle containers over which the memory of one is measured
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
@@ -109,7 +109,8 @@ pub enum BenchError {
 pub fn run(arguments: &Arguments) -> ExitCode {
     match measured(arguments) {
         Ok(report) => {
-            print!("{}", table::text(&report));
+            // A reader that has gone away wants no more of it.
+            let _ = io::stdout().write_all(table::text(&report).as_bytes());
             ExitCode::SUCCESS
         }
         Err(cause) => {
@@ -124,13 +125,15 @@ fn measured(arguments: &Arguments) -> Result<Report, BenchError> {
     if runtimes.is_empty() {
         runtimes = RUNTIMES.map(str::to_owned).to_vec();
     }
-    // Before minutes of measuring, not after.
+    // Before minutes of measuring, not after: that they can be written. What is not there yet is not there afterwards,
+    // if that comes to nothing.
     for file in [&arguments.json, &arguments.svg].into_iter().flatten() {
-        std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(file)
-            .map_err(|cause| BenchError::File(file.clone(), cause))?;
+        let is_new = !file.exists();
+        let opened = std::fs::File::options().append(true).create(true).open(file);
+        opened.map_err(|cause| BenchError::File(file.clone(), cause))?;
+        if is_new {
+            let _ = std::fs::remove_file(file);
+        }
     }
     let root = Root::new(arguments.image.as_deref(), arguments.rootfs.as_deref())?;
     let plan = Plan {

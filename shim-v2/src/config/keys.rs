@@ -148,8 +148,6 @@ sections! {
     limits: Limits {
         /// From the machine's start to the agent's first answer, in seconds.
         ready_s: u32 = 10_u32, "1 to 3600", seconds;
-        /// containerd to call a shim that it has started, in seconds; it ends then, because nobody knows of it.
-        connect_s: u32 = 30_u32, "1 to 3600", seconds;
         /// One call of the agent, in seconds.
         call_s: u32 = 30_u32, "1 to 3600", seconds;
         /// One answer of the VMM, which waits for nothing of the guest's, in seconds.
@@ -173,7 +171,7 @@ sections! {
     /// The log.
     log: Log {
         /// How much is logged.
-        level: String = "info", "error, warn, info, debug or trace", |value| value.parse::<log::LevelFilter>().is_ok();
+        level: String = "info", "off, error, warn, info or debug", |value| value.parse::<log::LevelFilter>().is_ok();
         /// Beside containerd's log, the pod's lines go to /run/husk/<namespace>/<id>/shim.log, for `husk logs`: the last so many
         /// KiB. 0: none.
         file_kib: u32 = crate::logger::KEPT_KIB, "0 to 16384", |value| *value <= 16384;
@@ -202,7 +200,6 @@ macro_rules! limits {
 
 limits! {
     ready: ready_s,
-    connect: connect_s,
     call: call_s,
     vmm: vmm_s,
     stop: stop_s,

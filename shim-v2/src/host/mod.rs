@@ -20,6 +20,17 @@ pub const OLD_LOG: &str = "shim.log.old";
 /// Where a root is mounted for a moment, in a pod's directory.
 pub const ROOTFS: &str = "rootfs";
 
+/// What to do about an answer of the kernel's that says that something of the host's is used up.
+#[must_use]
+pub fn host_remedy(cause: &std::io::Error) -> Option<&'static str> {
+    match (cause.kind(), cause.raw_os_error()) {
+        (std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded, _) => Some("make room in /run"),
+        (_, Some(libc::EMFILE)) => Some("raise containerd's limit of open files (LimitNOFILE)"),
+        (_, Some(libc::ENFILE)) => Some("raise the host's limit of open files (fs.file-max)"),
+        _ => None,
+    }
+}
+
 /// A pod's directory.
 #[must_use]
 pub fn pod_directory(namespace: &str, id: &str) -> PathBuf {

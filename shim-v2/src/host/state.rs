@@ -36,6 +36,9 @@ pub struct State {
     /// The pod's cgroup.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// The machine has ended, and nothing is left but the shim, which tells what containerd has not taken yet.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 impl State {
@@ -116,6 +119,7 @@ mod tests {
             containers: BTreeMap::from([("c1".to_owned(), Identity { pid: 3, started: 4 })]),
             socket: "/run/s".into(),
             cgroup: Some("/sys/fs/cgroup/default/husk-c1".into()),
+            ended: true,
         };
         state.write(&directory).unwrap();
         assert_eq!(State::read(&directory).unwrap(), Some(state));

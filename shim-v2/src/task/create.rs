@@ -23,7 +23,7 @@ use crate::host::installed;
 use crate::host::process::{Child, Inheritance};
 use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
-use crate::{VERSION, logger, rootfs};
+use crate::{VERSION, rootfs};
 
 /// What CRI says of a container: `sandbox`, or `container` in one.
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -40,8 +40,6 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
         return Err(invalid("husk has no terminals yet: run it without one".to_owned()));
     }
     let config = configuration(pod, request)?;
-    logger::set_level(&config.log.level, pod.debug);
-    logger::set_kept(config.log.file_kib);
     let bundle = PathBuf::from(request.bundle());
     let spec_path = bundle.join("config.json");
     let spec_error = |cause| TaskError::Spec { id: id.to_owned(), cause };

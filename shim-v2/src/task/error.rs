@@ -6,6 +6,7 @@ use super::pod::PodError;
 use super::stdio::StdioError;
 use crate::config::ConfigError;
 use crate::host::cgroup::CgroupError;
+use crate::host::host_remedy;
 use crate::rootfs::RootfsError;
 use crate::vm::{AgentError, BootError, ControlError, Ended, SizeError};
 
@@ -166,17 +167,12 @@ impl TaskError {
             Self::Config(_) => "docs/operations.md lists the keys",
             Self::Size(_) => "lower the container's memory limit or vm.memory_mib",
             Self::Boot(cause) => return cause.remedy(),
-            Self::Control(ControlError::Refused { .. }) => "the words of the VMM say what it lacks",
-            Self::Pod(PodError::Directory { cause, .. }) | Self::Host { cause, .. } => match cause.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "make room in /run",
-                _ if cause.raw_os_error() == Some(libc::EMFILE) => {
-                    "raise containerd's limit of open files (LimitNOFILE)"
-                }
-                _ => return None,
-            },
-            Self::Ended(_) => {
-                "the guest's kernel has failed: its last lines say why, a memory limit that is too low is the usual cause"
-            }
+            Self::Pod(PodError::Directory { cause, .. })
+            | Self::Host { cause, .. }
+            | Self::Cgroup(CgroupError::Io { cause, .. })
+            | Self::Rootfs(RootfsError::Io { cause, .. })
+            | Self::Stdio(StdioError::Open { cause, .. }) => return host_remedy(cause),
+            Self::Ended(ended) => return ended.remedy(),
             Self::Agent(AgentError::Timeout { .. }) => "the guest hangs, or its limits are too low for what it does",
             _ => return None,
         })

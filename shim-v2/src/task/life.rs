@@ -16,7 +16,7 @@ use super::error::{Result, TaskError};
 use super::pod::{Pod, Sandbox};
 use crate::config::limits;
 use crate::phases::{self, Stamp};
-use crate::vm::AgentError;
+use crate::vm::{AgentError, By};
 
 /// Events of the guest's that mean nothing, over a pod's life: exits of containers that could not be made, kinds of a
 /// later version. A guest that sends more wants to keep the shim busy.
@@ -391,7 +391,7 @@ impl Life {
     async fn watch_machine(self: Arc<Self>) {
         let Some(sandbox) = self.pod.sandbox() else { return };
         let ended = sandbox.machine.ended().await;
-        if !ended.asked {
+        if ended.by != By::Us {
             error!(stage = "machine"; "{ended}");
         }
         // A VMM that closes its socket and goes on running does not go on.

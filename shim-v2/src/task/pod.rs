@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -22,6 +21,7 @@ use crate::host::process::{Child, Identity, started};
 use crate::host::state::{State, remove_directory};
 use crate::logger;
 use crate::phases::{self, Stamp};
+use crate::start::Named;
 use crate::vm::{AgentClient, BootError, Host, LastWords, Machine, Parts, Size, relay};
 
 /// Milliseconds for an earlier shim of this id to die.
@@ -86,7 +86,7 @@ pub struct Sandbox {
 
 impl Pod {
     /// Makes the pod's directory and starts its VMM. What fails of it is told when a container is made: only then does
-    /// somebody listen. `named` is closed when the state file names the shim, or cannot.
+    /// somebody listen. `named` is told when the state file names the shim, or cannot.
     #[must_use]
     pub fn start(
         id: &str,
@@ -95,7 +95,7 @@ impl Pod {
         kata: bool,
         debug: bool,
         publisher: Publisher,
-        named: OwnedFd,
+        named: &Named,
     ) -> Arc<Self> {
         // Nothing can be said of a process whose start is not known: its pid then names nobody.
         let pid = std::process::id();
@@ -106,8 +106,11 @@ impl Pod {
             containers: BTreeMap::new(),
             socket,
             cgroup: None,
+            ended: false,
         };
         let machine = Self::prepare(&directory, &mut state, named);
+        // If it failed before: that is told when a container is made.
+        named.ready();
         Arc::new(Self {
             id: id.to_owned(),
             kata,
@@ -122,7 +125,7 @@ impl Pod {
     }
 
     /// The host's side of a pod that has no machine yet.
-    fn prepare(directory: &Path, state: &mut State, named: OwnedFd) -> Result<Arc<Machine>> {
+    fn prepare(directory: &Path, state: &mut State, named: &Named) -> Result<Arc<Machine>> {
         let failed = |what| move |cause| PodError::Directory { what, path: directory.to_owned(), cause };
         make_directory(directory).map_err(failed("make"))?;
         // Another life of this id, whose `delete` could not end all of it: nobody would name it any more.
@@ -139,14 +142,17 @@ impl Pod {
                 warn!(stage = "host"; "cannot remove {}: {cause}", directory.display());
             }
         })?;
-        drop(named);
+        named.ready();
         // The log goes to containerd all the same.
         if let Err(cause) = logger::keep(directory) {
             warn!(stage = "host"; "no copy of the log is kept in {}: {cause}", directory.display());
         }
         let machine = Arc::new(Machine::spawn(Parts::of_version(VERSION))?);
         state.processes.extend(machine.process().identity().ok());
-        state.write(directory).map_err(failed("write the state file in"))?;
+        state.write(directory).map_err(failed("write the state file in")).inspect_err(|_| {
+            // Others hold it as well, so it does not end by being dropped.
+            machine.process().kill();
+        })?;
         Ok(machine)
     }
 
@@ -190,6 +196,7 @@ impl Pod {
             set_oom_score(stub, sandbox.oom_score_adj);
         }
         self.remember(|state| {
+            state.processes.retain(Identity::is_alive);
             state.processes.push(identity);
             // A pod may have many containers, one after the other.
             state.containers.retain(|_, stub| stub.is_alive());
@@ -210,7 +217,10 @@ impl Pod {
     async fn boot(self: &Arc<Self>, spec: &Spec, config: &Config) -> Result<Arc<Sandbox>> {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
         let machine = machine.ok_or(PodError::Ended)??;
+        // The first container's configuration is the pod's.
         set_limits(&config.limits);
+        logger::set_level(&config.log.level, self.debug);
+        logger::set_kept(config.log.file_kib);
         // Put back at once: the end of the pod stops it, whatever happens here.
         *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(Arc::clone(&machine)));
         let size = Size::of_container(spec, &config.vm, Host::here())?;
@@ -294,6 +304,7 @@ impl Pod {
         }
         // The shim lives on: `delete` has to find it, and nothing else.
         let nothing = self.remember(|state| {
+            state.ended = true;
             state.cgroup = None;
             state.processes.clear();
             state.containers.clear();

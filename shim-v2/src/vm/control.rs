@@ -54,16 +54,41 @@ pub enum ControlError {
     },
 }
 
+/// Who has ended a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// We: it was asked to stop.
+    Us,
+    /// What runs in it.
+    Guest,
+    /// The VMM, or whoever killed it.
+    Vmm,
+}
+
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the virtual machine has ended: {reason}{}", console_lines(.console))]
 pub struct Ended {
-    /// Whether we asked for it.
-    pub asked: bool,
+    /// Whose doing it was.
+    pub by: By,
     /// In words.
     pub reason: String,
     /// The console's last lines.
     pub console: String,
+}
+
+impl Ended {
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self.by {
+            By::Us => None,
+            By::Guest => Some(
+                "the guest's kernel has failed: its last lines say why, a memory limit that is too low is the usual cause",
+            ),
+            By::Vmm => Some("husk-vmm has failed or was killed: the host's kernel log says whether memory was short"),
+        }
+    }
 }
 
 /// The console's last lines, as the end of an error's text.
@@ -167,12 +192,12 @@ impl Control {
 
     /// The VMM's process has ended, whatever the socket says.
     pub fn gone(&self, reason: String) {
-        self.end_with(Ended { asked: false, reason, console: String::new() });
+        self.end_with(Ended { by: By::Vmm, reason, console: String::new() });
     }
 
     fn end_with(&self, mut ended: Ended) {
-        if self.stopping.load(Ordering::Relaxed) && !ended.asked {
-            ended = Ended { asked: true, reason: "it was stopped".to_owned(), console: String::new() };
+        if self.stopping.load(Ordering::Relaxed) && ended.by != By::Us {
+            ended = Ended { by: By::Us, reason: "it was stopped".to_owned(), console: String::new() };
         }
         self.ended.send_if_modified(|known| {
             let first = known.is_none();
@@ -207,7 +232,7 @@ impl Control {
 async fn listen(control: Arc<Control>, streams: Arc<Streams>, rpc: oneshot::Sender<OwnedFd>) {
     let mut rpc = Some(rpc);
     let mut told = false;
-    let gone = |reason: String| Ended { asked: false, reason, console: String::new() };
+    let gone = |reason: String| Ended { by: By::Vmm, reason, console: String::new() };
     let ended = loop {
         // A VMM that never stops sending gets its turn, and no more.
         tokio::task::consume_budget().await;
@@ -251,14 +276,14 @@ async fn listen(control: Arc<Control>, streams: Arc<Streams>, rpc: oneshot::Send
                 }
             }
             Message::Exited(exit) => {
-                let (asked, reason) = match exit.reason {
-                    ExitReason::Stopped => (true, "it was stopped".to_owned()),
-                    ExitReason::GuestReset => (false, "the guest reset itself (a reboot, or a panic)".to_owned()),
-                    ExitReason::TripleFault => (false, "the guest's CPU shut down (triple fault)".to_owned()),
-                    ExitReason::Failed(cause) => (false, cause),
+                let (by, reason) = match exit.reason {
+                    ExitReason::Stopped => (By::Us, "it was stopped".to_owned()),
+                    ExitReason::GuestReset => (By::Guest, "the guest reset itself (a reboot, or a panic)".to_owned()),
+                    ExitReason::TripleFault => (By::Guest, "the guest's CPU shut down (triple fault)".to_owned()),
+                    ExitReason::Failed(cause) => (By::Vmm, cause),
                 };
                 // Its last message: what may come behind it is not waited for.
-                break Ended { asked, reason, console: exit.console };
+                break Ended { by, reason, console: exit.console };
             }
         }
     };
@@ -319,7 +344,7 @@ mod tests {
         let (answer, ()) = tokio::join!(question, vmm);
         let text = answer.unwrap_err().to_string();
         assert!(text.contains("triple fault") && text.contains(r"last\nwords"), "{text}");
-        assert!(control.has_ended().is_some());
+        assert_eq!(control.has_ended().map(|ended| ended.by), Some(By::Guest));
     }
 
     #[tokio::test]
@@ -333,7 +358,7 @@ mod tests {
         };
         let (answer, ()) = tokio::join!(question, vmm);
         assert_eq!(answer.unwrap(), Reply::Done);
-        assert!(control.ended().await.asked);
+        assert_eq!(control.ended().await.by, By::Us);
     }
 
     #[tokio::test]

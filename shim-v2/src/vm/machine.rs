@@ -17,13 +17,13 @@ use log::{info, warn};
 use tokio::net::unix::pipe;
 
 use super::agent::{AgentClient, AgentError};
-use super::control::{Control, ControlError, Ended, RpcConnection, console_lines};
+use super::control::{By, Control, ControlError, Ended, RpcConnection, console_lines};
 use super::relay::{LastWords, relay};
 use super::sizing::Size;
 use super::streams::Streams;
 use crate::config::{Config, limits};
-use crate::host::installed;
 use crate::host::process::{Child, Inheritance};
+use crate::host::{host_remedy, installed};
 
 /// Between two questions whether a guest that is not ready yet has halted. Nothing tells: a halt does not leave KVM_RUN
 /// (vmm/src/vcpu.rs). A usual boot is over before the first.
@@ -103,7 +103,11 @@ impl BootError {
     /// Whether the guest is the cause: its machine ran.
     #[must_use]
     pub fn is_of_guest(&self) -> bool {
-        matches!(self, Self::Ended(_) | Self::Halted { .. } | Self::Late { .. } | Self::Agent(_))
+        match self {
+            Self::Ended(ended) => ended.by == By::Guest,
+            Self::Halted { .. } | Self::Late { .. } | Self::Agent(_) => true,
+            _ => false,
+        }
     }
 
     /// What to do about it, where something is known to help.
@@ -119,10 +123,12 @@ impl BootError {
                     "let containerd run as root with access to it: `husk check` says more"
                 }
                 (_, io::ErrorKind::NotFound) => missing,
-                _ => return None,
+                _ => return host_remedy(cause),
             },
             Self::Spawn { cause, .. } if cause.kind() == io::ErrorKind::NotFound => missing,
+            Self::Spawn { cause, .. } | Self::Watch(cause) => return host_remedy(cause),
             Self::Control(ControlError::Refused { .. }) => "`husk check` says whether this host can run a machine",
+            Self::Ended(ended) if ended.by != By::Guest => return ended.remedy(),
             Self::Ended(_) | Self::Halted { .. } => {
                 "look at vm.kernel_cmdline and at the installed vmlinux and initrd; vm.kernel_cmdline = \"loglevel=7\" \
                  shows all of the boot"
@@ -320,9 +326,10 @@ impl Machine {
     /// # Errors
     /// See [`ControlError`].
     pub async fn metrics(&self) -> Result<Metrics, ControlError> {
-        match self.control.ask("tell its counters", Request::Metrics, &[]).await? {
+        const NAME: &str = "tell its counters";
+        match self.control.ask(NAME, Request::Metrics, &[]).await? {
             Reply::Metrics(metrics) => Ok(metrics),
-            _ => Ok(Metrics::default()),
+            other => Err(ControlError::Refused { request: NAME, message: format!("it answered {other:?}") }),
         }
     }
 
@@ -372,6 +379,8 @@ impl Machine {
             Ok(how) => info!(stage = "stop"; "the VMM has ended: {how}"),
             Err(cause) => warn!(stage = "stop"; "cannot wait for the VMM's end: {cause}"),
         }
+        // Whoever waits for the machine's end waits no longer, whatever the kernel does with its process.
+        self.control.gone("the VMM does not end".to_owned());
     }
 }
 

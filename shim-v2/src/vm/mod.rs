@@ -8,7 +8,7 @@ mod sizing;
 mod streams;
 
 pub use agent::{AgentClient, AgentError};
-pub use control::{ControlError, Ended};
+pub use control::{By, ControlError, Ended};
 pub use machine::{BootError, Machine, Parts};
 pub use relay::{LastWords, relay};
 pub use sizing::{Host, Size, SizeError};

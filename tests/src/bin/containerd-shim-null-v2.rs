@@ -68,7 +68,7 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     runtime.block_on(async {
         // There is nothing to name.
-        drop(inherited.named);
+        inherited.named.ready();
         let publisher = Publisher::start(arguments.namespace.clone(), inherited.events);
         let null = Arc::new(Null { publisher, life: watch::Sender::new(Life::Nothing), end: Notify::new() });
         inherited.listener.set_nonblocking(true)?;

@@ -139,8 +139,7 @@ impl Hung {
 
 /// Whether the run was ended by a limit: husk's, which says so, or the one around `ctr`. Every other failure fails.
 fn is_hung(status: Option<i32>, errors: &str) -> bool {
-    let late = errors.contains("did not become ready in 15 s: its machine is running");
-    matches!(status, None | Some(124))
-        || late
-        || (errors.contains("the guest's agent did not") && errors.contains(" in 15 s"))
+    let late = errors.contains("did not become ready in 15 s (limits.ready_s): its machine is running");
+    let silent = errors.contains("the guest's agent did not") && errors.contains(" in 15 s (limits.call_s)");
+    matches!(status, None | Some(124)) || late || silent
 }

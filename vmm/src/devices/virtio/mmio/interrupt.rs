@@ -1,6 +1,6 @@
 //! A device's interrupt line.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -18,7 +18,6 @@ use super::window::Window;
 pub struct Interrupt {
     window: Window,
     needs_reset: AtomicBool,
-    generation: AtomicU32,
     line: EventFd,
 }
 
@@ -27,7 +26,7 @@ impl Interrupt {
     #[must_use]
     pub fn new(line: EventFd, window: Window) -> Self {
         window.set(INTERRUPT_STATUS, USED_BUFFER);
-        Self { window, needs_reset: AtomicBool::new(false), generation: AtomicU32::new(0), line }
+        Self { window, needs_reset: AtomicBool::new(false), line }
     }
 
     /// The line, to be given to KVM.
@@ -55,7 +54,7 @@ impl Interrupt {
 
     /// ConfigGeneration.
     pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
+        self.window.get(CONFIG_GENERATION)
     }
 
     /// The driver reset the device, which no longer signals.
@@ -81,8 +80,7 @@ impl Signal for Interrupt {
     }
 
     fn config(&self) {
-        let generation = self.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
-        self.window.set(CONFIG_GENERATION, generation);
+        self.window.increment(CONFIG_GENERATION);
         self.raise_config();
     }
 

@@ -98,7 +98,7 @@ impl Transport {
         self.window.set(reg::DEVICE_FEATURES, half(self.identity.features, registers.device_features_sel));
         self.window.set(reg::QUEUE_NUM_MAX, max.into());
         self.window.set(reg::QUEUE_READY, ready.into());
-        self.window.set(reg::STATUS, registers.status);
+        self.window.set(reg::STATUS, self.status(registers));
         // After the store: the device, which sets the flag and then the bit, may have done so in between.
         if self.interrupt.reset_is_needed() {
             self.window.add(reg::STATUS, NEEDS_RESET);

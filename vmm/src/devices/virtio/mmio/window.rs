@@ -49,6 +49,12 @@ impl Windows {
         (end <= self.memory.size()).then(|| Window { memory: Arc::clone(&self.memory), start })
     }
 
+    /// Bytes of the first `count` windows, or of all that there are.
+    #[must_use]
+    pub fn bytes(&self, count: usize) -> u64 {
+        count.saturating_mul(SIZE).min(self.memory.size()) as u64
+    }
+
     /// The address in this process of the first window. The mapping is never undone.
     #[must_use]
     pub fn host_address(&self) -> u64 {
@@ -68,6 +74,14 @@ impl Window {
     pub(super) fn add(&self, offset: u64, bits: u32) {
         if let Some(register) = self.register(offset) {
             register.fetch_or(bits.to_le(), Ordering::SeqCst);
+        }
+    }
+
+    /// Adds one to it.
+    pub(super) fn increment(&self, offset: u64) {
+        if let Some(register) = self.register(offset) {
+            // x86: the memory's order is the register's.
+            register.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -115,6 +129,7 @@ mod tests {
         let windows = Windows::new(2).unwrap();
         let (first, second) = (windows.window(0).unwrap(), windows.window(1).unwrap());
         assert!(windows.window(2).is_none());
+        assert_eq!([0, 1, 2, 3, usize::MAX].map(|count| windows.bytes(count)), [0, 0x1000, 0x2000, 0x2000, 0x2000]);
         first.set(0xffc, 7);
         second.set(0, 9);
         assert_eq!((first.get(0xffc), first.get(0), second.get(0)), (7, 0, 9));
