@@ -45,6 +45,8 @@ enum LogsError {
     Pods(String),
     #[error("there is a pod {id} in the namespaces {}: say which with --namespace", namespaces.join(" and "))]
     Several { id: String, namespaces: Vec<String> },
+    #[error("there is no pod {0} to follow: without --follow, what containerd's log has of an ended one is shown")]
+    Gone(String),
     #[error(transparent)]
     Ended(#[from] ended::EndedError),
     #[error("cannot {what} {path}: {cause}")]
@@ -76,6 +78,7 @@ fn show(host: &Host, arguments: &Arguments, printer: &mut Printer<impl Write>) -
     let mut pods = pods::all(host).map_err(LogsError::Pods)?;
     pods.retain(|pod| pod.id == *id && arguments.namespace.as_ref().is_none_or(|wanted| *wanted == pod.namespace));
     match &pods[..] {
+        [] if arguments.follow => Err(LogsError::Gone(id.clone())),
         [] => {
             let found =
                 ended::from_journal(id, |line| printer.lines("containerd's log, of a pod that has ended", line))?;

@@ -60,15 +60,20 @@ impl Containerd {
 
     /// The file of its configuration.
     fn configuration(&self, host: &Host) -> PathBuf {
-        let named = self.arguments.as_deref().and_then(|words| {
-            words.iter().enumerate().find_map(|(at, word)| match word.as_str() {
-                "--config" | "-config" | "-c" => words.get(at + 1).cloned(),
-                word => {
-                    ["--config=", "-config=", "-c="].iter().find_map(|flag| Some(word.strip_prefix(flag)?.to_owned()))
-                }
-            })
-        });
-        named.map_or_else(|| host.etc.join("containerd/config.toml"), PathBuf::from)
+        self.argument("config", "c").map_or_else(|| host.etc.join("containerd/config.toml"), PathBuf::from)
+    }
+
+    /// The value of an argument of the running process, by its long name (one dash or two) or its short one.
+    fn argument(&self, long: &str, short: &str) -> Option<String> {
+        let words = self.arguments.as_deref()?;
+        words.iter().enumerate().find_map(|(at, word)| {
+            let name = word.strip_prefix('-')?;
+            let name = name.strip_prefix('-').unwrap_or(name);
+            match name.split_once('=') {
+                Some((name, value)) => (name == long || name == short).then(|| value.to_owned()),
+                None => (name == long || name == short).then(|| words.get(at + 1).cloned())?,
+            }
+        })
     }
 }
 
@@ -92,7 +97,8 @@ fn process(proc: &Path) -> Option<u32> {
 pub fn points(host: &Host, containerd: &Containerd) -> Vec<Point> {
     let file = containerd.configuration(host);
     let configuration = Configuration::read(&file);
-    let address = configuration.as_ref().ok().and_then(Configuration::address);
+    let configured = || configuration.as_ref().ok().and_then(Configuration::address);
+    let address = containerd.argument("address", "a").or_else(configured);
     let socket = address.map_or_else(|| host.run.join("containerd/containerd.sock"), PathBuf::from);
     let mut points = vec![version(containerd), running(&socket)];
     match configuration {
@@ -144,14 +150,14 @@ fn running(socket: &Path) -> Point {
     let name = "containerd.running";
     let shown = socket.display();
     match UnixStream::connect(socket) {
-        Ok(_) => Point::ok(name, format!("it answers at {shown}")),
+        Ok(_) => Point::ok(name, format!("it listens at {shown}")),
         Err(cause) if cause.kind() == ErrorKind::PermissionDenied => Point::unknown(
             name,
             format!("{shown} must not be opened by this user"),
             "try again as root: sudo husk check",
         ),
         Err(cause) => {
-            let what = format!("nobody answers at {shown}: {cause}");
+            let what = format!("nobody listens at {shown}: {cause}");
             Point::failed(name, what, "start it: systemctl start containerd; its log says why it ended")
         }
     }

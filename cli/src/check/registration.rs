@@ -72,7 +72,8 @@ impl Configuration {
     /// Where containerd listens, if the file says it.
     pub fn address(&self) -> Option<String> {
         let grpc = |table: &Table| Some(table.get("grpc")?.get("address")?.as_str()?.to_owned());
-        self.files.iter().find_map(|(_, table)| grpc(table)).filter(|address| !address.is_empty())
+        // What is imported is read later, and wins.
+        self.files.iter().rev().find_map(|(_, table)| grpc(table)).filter(|address| !address.is_empty())
     }
 
     /// The point: that it can be read.
