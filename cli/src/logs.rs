@@ -63,7 +63,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(LogsError::Output(cause)) if cause.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(cause) => {
-            eprintln!("husk: {cause}");
+            crate::complain(&cause.to_string());
             ExitCode::FAILURE
         }
     }
@@ -115,7 +115,7 @@ fn of_pod(directory: &Path, follow: bool, printer: &mut Printer<impl Write>) -> 
         wait(changes).map_err(failed("watch"))?;
     }
     if printer.title.is_none() {
-        eprintln!("husk: nothing yet: the log is empty (log.file_kib, log.level), and so is the guest's console");
+        crate::complain("nothing yet: the log is empty (log.file_kib, log.level), and so is the guest's console");
     }
     Ok(())
 }

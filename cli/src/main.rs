@@ -48,9 +48,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints a text. A reader that has gone away (`husk ps | head -n 1`) wants no more of it.
+/// Prints a text. A reader that has gone away (`husk ps | head -n 1`) wants no more of it; every other failure ends this
+/// program with status 1, because what was asked for has not arrived.
 fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    if let Err(cause) = std::io::stdout().write_all(text.as_bytes())
+        && cause.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        complain(&format!("cannot print: {cause}"));
+        std::process::exit(1);
+    }
+}
+
+/// Says what went wrong, if there is somebody to hear it.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "husk: {text}");
 }
 
 /// Prints a value as JSON.

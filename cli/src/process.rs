@@ -3,12 +3,12 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 /// Time for a killed process to be gone. One that hangs in the kernel is left to it.
 const KILL: Duration = Duration::from_secs(1);
@@ -58,7 +58,8 @@ impl Answer {
     /// # Errors
     /// It cannot be started.
     pub fn of(command: &mut Command, limit: Duration) -> io::Result<Self> {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        // A group of its own, so that what it starts ends with it.
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0).spawn()?;
         let answer = match child.stdout.take() {
             Some(pipe) => read_until(pipe, Instant::now() + limit),
             None => Ok((Vec::new(), Reading::Ended)),
@@ -133,6 +134,8 @@ fn end(child: &mut Child, reading: Reading, limit: Duration) -> Ending {
             return Ending::Hangs;
         }
     }
+    // Before it is waited for, while the group's number is certainly its own. The only error is that nobody is left.
+    let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
     match child.wait() {
         Ok(_) if reading == Reading::Enough => Ending::TooMuch,
         Ok(_) if !by_itself => Ending::Late(limit),

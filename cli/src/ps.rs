@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::host::Host;
 use crate::pods::{self, Pod};
-use crate::terminal::table;
+use crate::terminal::{escaped, table};
 
 /// Ids of containers in the table are cut to so many characters: Kubernetes' have 64.
 const SHORT_ID: usize = 13;
@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     let lines: Vec<Line> = match pods::all(&host) {
         Ok(pods) => pods.into_iter().map(|pod| line(&host, pod)).collect(),
         Err(cause) => {
-            eprintln!("husk: {cause}");
+            crate::complain(&cause.to_string());
             return ExitCode::FAILURE;
         }
     };
@@ -163,24 +163,30 @@ fn text(lines: &[Line]) -> String {
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     let unknown = || "-".to_owned();
     for line in lines {
-        let containers: Vec<String> = line.containers.iter().map(|id| short(id)).collect();
+        let containers: Vec<String> = line.containers.iter().map(|id| short(&safe(id))).collect();
         rows.push(vec![
-            line.namespace.clone(),
-            line.id.clone(),
+            safe(&line.namespace),
+            safe(&line.id),
             line.state.word().to_owned(),
             line.memory_kib.map_or_else(unknown, size),
             line.uptime_s.map_or_else(unknown, duration),
-            line.version.clone().unwrap_or_else(unknown),
+            line.version.as_deref().map_or_else(unknown, safe),
             if containers.is_empty() { unknown() } else { containers.join(",") },
         ]);
     }
     let mut text = table(&rows);
     for line in lines {
         if let Some(remedy) = &line.remedy {
-            text.push_str(&format!("\n{}/{}: {remedy}\n", line.namespace, line.id));
+            let (namespace, id, remedy) = (safe(&line.namespace), safe(&line.id), safe(remedy));
+            text.push_str(&format!("\n{namespace}/{id}: {remedy}\n"));
         }
     }
     text
+}
+
+/// A name as a directory or a state file has it, which need not be one of containerd's.
+fn safe(name: &str) -> String {
+    escaped(name, false).into_owned()
 }
 
 fn short(id: &str) -> String {

@@ -36,7 +36,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     let installed = match Installed::all(&host) {
         Ok(installed) => installed,
         Err(cause) => {
-            eprintln!("husk: cannot read {}: {cause}", host.lib.display());
+            crate::complain(&format!("cannot read {}: {cause}", host.lib.display()));
             return ExitCode::FAILURE;
         }
     };

@@ -17,7 +17,6 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, Service as RpcService};
 
@@ -28,10 +27,11 @@ use crate::host::pod_directory;
 use crate::logger;
 use crate::phases::{self, Stamp};
 use crate::start::Named;
-use crate::task::{Pod, PodError, TaskService};
+use crate::task::{Pod, TaskError, TaskService};
 
-/// Time for containerd to call a shim that it has started. Not configured: the configuration comes with the first call.
-const CONNECT: Duration = Duration::from_secs(30);
+/// Time for containerd to ask a shim that it has started for a container. Not configured: the configuration comes with
+/// that call.
+const CREATE: Duration = Duration::from_secs(30);
 /// The service's name in the version of the interface that the crate does not know; its messages are the same.
 const TASK_V2: &str = "containerd.task.v2.Task";
 /// The name that it does.
@@ -64,8 +64,8 @@ pub struct Inherited {
 enum DaemonError {
     #[error("cannot {what}: {cause}")]
     Host { what: &'static str, cause: io::Error },
-    #[error(transparent)]
-    Pod(#[from] PodError),
+    #[error("{}", .0.message())]
+    Pod(#[from] TaskError),
     #[error("cannot serve: {0}")]
     Serve(#[from] ttrpc::Error),
 }
@@ -130,26 +130,19 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
             inherited.debug,
             publisher.clone(),
             &inherited.named,
-        );
+        )?;
         let service = Arc::new(TaskService::new(Arc::clone(&pod)));
         let services = services(Arc::<TaskService>::clone(&service));
         inherited.listener.set_nonblocking(true).map_err(failed("serve on the socket"))?;
         let listener = tokio::net::UnixListener::from_std(inherited.listener).map_err(failed("serve on the socket"))?;
-        let connected = Arc::new(Notify::new());
-        let first = Arc::clone(&connected);
-        let connections = poll_fn(move |context| {
-            listener.poll_accept(context).map(|new| {
-                first.notify_one();
-                Some(new.map(|(stream, _)| stream))
-            })
-        });
+        let connections = poll_fn(move |context| listener.poll_accept(context).map(|new| Some(new.map(|(s, _)| s))));
         let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
         server.start().await?;
         phases::stamp(Stamp::Serving);
         info!(version = crate::VERSION; "the shim serves");
         tokio::select! {
             () = service.shut_down() => {}
-            why = orphaned(inherited.answered, &connected) => {
+            why = orphaned(inherited.answered, &service) => {
                 warn!("{why}: the shim ends");
                 service.end().await;
             }
@@ -171,7 +164,7 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> Result<(), DaemonError>
 
 /// Waits until it is clear that containerd will never know of this shim, and returns why: `start` has ended without an
 /// answer, or it has answered and nobody came.
-async fn orphaned(answered: OwnedFd, connected: &Notify) -> &'static str {
+async fn orphaned(answered: OwnedFd, service: &TaskService) -> &'static str {
     let mut byte = [0];
     let told = match pipe::Receiver::from_owned_fd(answered) {
         Ok(mut receiver) => receiver.read(&mut byte).await,
@@ -180,8 +173,8 @@ async fn orphaned(answered: OwnedFd, connected: &Notify) -> &'static str {
     if let Ok(0) = told {
         return "`start` was ended before it could tell containerd of this shim";
     }
-    if tokio::time::timeout(CONNECT, connected.notified()).await.is_err() {
-        return "nobody has called this shim in 30 s";
+    if tokio::time::timeout(CREATE, service.is_asked()).await.is_err() {
+        return "nobody has asked this shim for a container in 30 s";
     }
     std::future::pending().await
 }

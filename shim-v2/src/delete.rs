@@ -2,6 +2,8 @@
 //! waits for an agent, and does nothing twice.
 
 use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -9,8 +11,9 @@ use protobuf::{Message, MessageField};
 
 use crate::args::Arguments;
 use crate::host::cgroup::CgroupError;
-use crate::host::pod_directory;
 use crate::host::state::{State, remove_directory};
+use crate::host::{SOCKETS, pod_directory};
+use crate::start::socket_path;
 
 /// A process that does not die in this time is said; containerd kills `delete` itself after 5 s.
 const KILL_MS: i64 = 1000;
@@ -57,6 +60,11 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
             state.end()?;
         }
         let _ = std::fs::remove_file(&state.socket);
+    }
+    // Of a `start` that was killed before there was a shim.
+    let socket = socket_path(Path::new(SOCKETS), arguments);
+    if matches!(UnixStream::connect(&socket), Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused) {
+        let _ = std::fs::remove_file(&socket);
     }
     remove_directory(&directory).map_err(|cause| DeleteError::Directory(id.clone(), cause))?;
     let mut answer = DeleteResponse::new();

@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{LevelFilter, Log, Metadata, Record};
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::host::{LOG, OLD_LOG};
 
@@ -60,7 +61,11 @@ impl Kept {
     }
 
     fn turn_over(&mut self) -> io::Result<()> {
-        rustix::fs::renameat(&self.directory, LOG, &self.directory, OLD_LOG)?;
+        match rustix::fs::renameat(&self.directory, LOG, &self.directory, OLD_LOG) {
+            // Turned over before, without room for a new one.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(cause) => return Err(cause.into()),
+        }
         self.file = Self::create(&self.directory)?;
         self.written = 0;
         self.torn = false;

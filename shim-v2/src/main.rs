@@ -7,19 +7,20 @@ use husk_shim::args::{Arguments, Verb};
 use husk_shim::{VERSION, bootstrap, daemon, delete, start};
 
 fn main() -> ExitCode {
-    let mut words = std::env::args();
+    // What is no text cannot be a name, and is refused as one.
+    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let name = words.next().unwrap_or_default();
     let words: Vec<String> = words.collect();
     let arguments = match Arguments::parse(&words) {
         Ok(arguments) => arguments,
         Err(cause) => {
-            eprintln!("{name}: {cause}");
+            let _ = writeln!(io::stderr(), "{name}: {cause}");
             return ExitCode::from(2);
         }
     };
     let result = match arguments.verb {
         Verb::Version => {
-            println!("{name}:\n  Version: {VERSION}");
+            let _ = writeln!(io::stdout(), "{name}:\n  Version: {VERSION}");
             return ExitCode::SUCCESS;
         }
         Verb::Info => bootstrap::info().map_err(|cause| cause.to_string()).and_then(|info| {
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             // containerd shows this to its caller.
-            eprintln!("husk: {cause}");
+            let _ = writeln!(io::stderr(), "husk: {cause}");
             ExitCode::FAILURE
         }
     }

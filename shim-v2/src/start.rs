@@ -33,7 +33,7 @@ pub enum StartError {
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
     /// The shim.
-    #[error("the shim cannot run: {0}")]
+    #[error("{0}")]
     Shim(String),
 }
 
@@ -73,7 +73,7 @@ impl Named {
         match rustix::io::retry_on_intr(|| rustix::io::read(word, &mut buffer)) {
             Ok(count) => match &buffer[..count] {
                 READY => Ok(()),
-                [] => Err(StartError::Shim("it ended before it had begun".to_owned())),
+                [] => Err(StartError::Shim("the shim ended before it had begun".to_owned())),
                 reason => Err(StartError::Shim(String::from_utf8_lossy(reason).into_owned())),
             },
             Err(cause) => Err(failed("wait for the shim")(cause.into())),
@@ -86,7 +86,7 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
 }
 
 /// The socket of the shim of this container: a name of its own for every containerd, namespace and container.
-fn socket_path(directory: &Path, arguments: &Arguments) -> PathBuf {
+pub(crate) fn socket_path(directory: &Path, arguments: &Arguments) -> PathBuf {
     let name = format!("{}/{}/{}", arguments.address, arguments.namespace, arguments.id);
     let digest = Sha256::digest(name.as_bytes());
     directory.join(digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
@@ -216,9 +216,9 @@ mod tests {
             named.failed("later");
         });
         assert_eq!(twice, Ok(()));
-        assert_eq!(word(&|named| named.failed("no room")), Err("the shim cannot run: no room".to_owned()));
-        assert_eq!(word(&drop), Err("the shim cannot run: it ended before it had begun".to_owned()));
-        assert_eq!(word(&|named| named.failed(&"x".repeat(9000))).unwrap_err().len(), 4096 + 21);
+        assert_eq!(word(&|named| named.failed("no room")), Err("no room".to_owned()));
+        assert_eq!(word(&drop), Err("the shim ended before it had begun".to_owned()));
+        assert_eq!(word(&|named| named.failed(&"x".repeat(9000))).unwrap_err().len(), 4096);
     }
 
     #[test]

@@ -170,7 +170,14 @@ fn a_configuration_that_is_wrong() {
             with("noconfig", "/nowhere/husk.toml")
         });
         fails("a directory", &["configuration:", "/etc", "directory"], || with("dirconfig", "/etc"));
-        fails("no text", &["configuration:", "/husk-testbed/cases"], || with("binconfig", "/husk-testbed/cases"));
+        fails("too long", &["configuration:", "/husk-testbed/cases", "more than 1048576 bytes"], || {
+            with("binconfig", "/husk-testbed/cases")
+        });
+        fails("a device", &["configuration:", "/dev/zero", "no regular file"], || with("devconfig", "/dev/zero"));
+        let fifo = root.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
+        let path = fifo.to_str().unwrap();
+        fails("a fifo", &["configuration:", path, "no regular file"], || with("fifoconfig", path));
         for (id, what, text, words) in [
             ("key", "a key", "[vm]\nmemroy_mib = 64\n", &["line 2", "memroy_mib", "memory_mib"][..]),
             ("type", "a type", "[vm]\nvcpus = \"two\"\n", &["line 2", "vcpus", "string"]),

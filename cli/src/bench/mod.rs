@@ -114,7 +114,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(cause) => {
-            eprintln!("husk bench: {cause}");
+            let _ = writeln!(io::stderr(), "husk bench: {cause}");
             if matches!(cause, BenchError::Interrupted) { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
         }
     }

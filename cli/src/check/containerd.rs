@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::registration::{self, Configuration};
 use super::{Point, one_line};
@@ -146,11 +147,23 @@ fn judge_version(program: &str, text: &str) -> Point {
     Point::ok(name, format!("{word} ({program})"))
 }
 
+/// Connects, and does not wait if it cannot at once.
+fn connect(socket: &Path) -> std::io::Result<()> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Ok(rustix::net::connect(&fd, &SocketAddrUnix::new(socket)?)?)
+}
+
 fn running(socket: &Path) -> Point {
     let name = "containerd.running";
     let shown = socket.display();
-    match UnixStream::connect(socket) {
+    match connect(socket) {
         Ok(_) => Point::ok(name, format!("it listens at {shown}")),
+        Err(cause) if cause.kind() == ErrorKind::WouldBlock => Point::failed(
+            name,
+            format!("it takes no connections at {shown}: too many wait already"),
+            "look at what it does: its log, and systemctl status containerd",
+        ),
         Err(cause) if cause.kind() == ErrorKind::PermissionDenied => Point::unknown(
             name,
             format!("{shown} must not be opened by this user"),

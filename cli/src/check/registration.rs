@@ -5,6 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use husk_shim::host::file::read_small_text;
 use toml::{Table, Value};
 
 use super::Point;
@@ -28,6 +29,9 @@ pub enum ConfigurationError {
     #[error("{}: {}", .0.display(), .1)]
     Parse(PathBuf, toml::de::Error),
 }
+
+/// Bytes of one file at most.
+const MOST: u64 = 4 << 20;
 
 /// A file and what it imports.
 pub struct Configuration {
@@ -55,7 +59,7 @@ impl Configuration {
             if files.len() == MOST_FILES || !seen.insert(file.clone()) {
                 continue;
             }
-            let text = match fs::read_to_string(&file) {
+            let text = match read_small_text(&file, MOST) {
                 Ok(text) => text,
                 Err(cause) if cause.kind() == ErrorKind::NotFound => continue,
                 Err(cause) => return Err(ConfigurationError::Read(file, cause)),

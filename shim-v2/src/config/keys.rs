@@ -139,7 +139,7 @@ sections! {
         /// What the guest's kernel and agent get beside a container's memory limit, in MiB.
         overhead_mib: u32 = 64_u32, "at least 48", |value| *value >= 48;
         /// Appended to the guest kernel's command line. For looking into a guest: "loglevel=7".
-        kernel_cmdline: String = "", "any text", |_| true;
+        kernel_cmdline: String = "", "at most 1024 printable ASCII characters", |value| cmdline(value);
         /// The guest's console goes to /run/husk/<namespace>/<id>/console.log, which ends after so many KiB.
         console_kib: u32 = 64_u32, "0 to 16384", |value| *value <= 16384;
     }
@@ -178,6 +178,11 @@ sections! {
         /// Where the time stamps of every pod's start are appended, for `husk bench`; empty: nowhere. The file ends at 1 MiB.
         phases_file: PathBuf = "", "an absolute path, or empty", |value| value.as_os_str().is_empty() || value.is_absolute();
     }
+}
+
+/// The kernel's own has 2047, with ours.
+fn cmdline(value: &str) -> bool {
+    value.len() <= 1024 && value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
 }
 
 fn seconds(value: &u32) -> bool {

@@ -10,11 +10,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use crate::host::file::read_small_text;
 use keys::Wrong;
 pub use keys::{Config, Key, Limits, Log, Section, Vm};
 
 /// Where the configuration is unless containerd says otherwise.
 pub const PATH: &str = "/etc/husk/config.toml";
+
+/// Bytes of a configuration at most.
+const MOST: u64 = 1 << 20;
+/// Characters of a parser's message at most: it repeats the line, whatever that is.
+const LONGEST_MESSAGE: usize = 1024;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +39,7 @@ pub enum ConfigError {
         /// The file, or containerd's options.
         origin: String,
         /// The key and its line.
-        cause: toml::de::Error,
+        cause: String,
     },
     /// A value cannot be.
     #[error("configuration {origin}: {key} = {value} is not possible: it has to be {allowed}")]
@@ -69,7 +75,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+        let text = read_small_text(path, MOST).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
         Self::parse(&text, &path.display().to_string())
     }
 
@@ -89,8 +95,8 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
-        let config: Self =
-            toml::from_str(text).map_err(|cause| ConfigError::Parse { origin: origin.to_owned(), cause })?;
+        let config: Self = toml::from_str(text)
+            .map_err(|cause| ConfigError::Parse { origin: origin.to_owned(), cause: cut(&cause) })?;
         config.check().map_err(|Wrong { key, value, allowed }| ConfigError::Value {
             origin: origin.to_owned(),
             key,
@@ -134,6 +140,15 @@ impl Config {
             }
         }
         text
+    }
+}
+
+/// A parser's message, cut.
+fn cut(cause: &toml::de::Error) -> String {
+    let text = cause.to_string();
+    match text.char_indices().nth(LONGEST_MESSAGE) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
     }
 }
 
@@ -197,11 +212,18 @@ mod tests {
             ("[log]\nlevel = \"loud\"", "log.level"),
             ("[log]\nphases_file = \"phases\"", "log.phases_file"),
             ("[limits]\nready_s = 0", "limits.ready_s"),
+            ("[vm]\nkernel_cmdline = \"a\\u0000b\"", "vm.kernel_cmdline"),
         ] {
             let cause = Config::parse(text, "x").unwrap_err().to_string();
             assert!(cause.contains(key) && cause.contains("it has to be"), "{cause}");
         }
         assert!(Config::parse("[vm]\nvcpus = 300", "x").is_err());
+    }
+
+    #[test]
+    fn a_parsers_message_is_cut() {
+        let cause = Config::parse(&format!("[x{}]", "y".repeat(1 << 20)), "x").unwrap_err().to_string();
+        assert!(cause.len() < 2000, "{}", cause.len());
     }
 
     #[test]

@@ -16,8 +16,8 @@ const REMOVAL: Duration = Duration::from_millis(900);
 /// Why there is no cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// The path of the runtime document leads out of the tree.
-    #[error("linux.cgroupsPath {0:?} is not a path below {ROOT}")]
+    /// The path, of the runtime document or of a state file, leads out of the tree.
+    #[error("the cgroup path {0:?} is not below {ROOT}")]
     Path(String),
     /// The kernel's answer.
     #[error("cannot {what} the cgroup {path}: {cause}")]
@@ -104,6 +104,14 @@ impl Cgroup {
 /// Something in it cannot be killed in time, or the kernel refuses.
 pub fn remove(path: &Path) -> Result<(), CgroupError> {
     let failed = |cause| CgroupError::Io { what: "remove", path: path.to_owned(), cause };
+    let below = path.strip_prefix(ROOT).is_ok_and(|below| {
+        let mut components = below.components();
+        components.next().is_some() && below.components().all(|part| matches!(part, std::path::Component::Normal(_)))
+    });
+    // The path comes from a file.
+    if !below {
+        return Err(CgroupError::Path(path.display().to_string()));
+    }
     let first = fs::remove_dir(path);
     match first {
         Ok(()) => return Ok(()),

@@ -1,6 +1,7 @@
 //! What a pod has on the host: processes, a cgroup, a directory, and the file that names them.
 
 pub mod cgroup;
+pub mod file;
 pub mod process;
 pub mod state;
 

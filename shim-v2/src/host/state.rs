@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::{self, CgroupError};
+use super::file::read_small;
 use super::process::Identity;
 
 /// The file's name in the pod's directory.
 const NAME: &str = "state.json";
 /// Milliseconds for one process to die.
 const KILL_MS: i64 = 100;
+/// Bytes of the file at most.
+const MOST: u64 = 4 << 20;
 /// The file before it is whole.
 const TEMPORARY: &str = "state.json.new";
 
@@ -72,7 +75,7 @@ impl State {
     /// # Errors
     /// It cannot be read or understood.
     pub fn read(directory: &Path) -> io::Result<Option<Self>> {
-        match fs::read(directory.join(NAME)) {
+        match read_small(&directory.join(NAME), MOST) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(cause) => Err(cause),

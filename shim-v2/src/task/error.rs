@@ -185,9 +185,10 @@ impl TaskError {
     }
 
     /// The whole message: stage, what was tried on what, why it failed, what to do.
-    fn message(&self) -> String {
+    #[must_use]
+    pub fn message(&self) -> String {
         let mut text = match self.row().1 {
-            Some(stage) => format!("husk: {}: {self}", stage.name()),
+            Some(stage) => format!("{}: {self}", stage.name()),
             None => self.to_string(),
         };
         if let Some(remedy) = self.remedy() {
@@ -200,6 +201,12 @@ impl TaskError {
 
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> Self {
-        Self::RpcStatus(ttrpc::get_status(error.row().0, error.message()))
+        Self::RpcStatus(ttrpc::get_status(
+            error.row().0,
+            match error.row().1 {
+                Some(_) => format!("husk: {}", error.message()),
+                None => error.message(),
+            },
+        ))
     }
 }

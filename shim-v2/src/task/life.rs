@@ -33,6 +33,7 @@ pub struct Life {
     pod: Arc<Pod>,
     tables: Mutex<Tables>,
     shut_down: Notify,
+    asked: Notify,
 }
 
 #[derive(Default)]
@@ -50,7 +51,7 @@ struct Tables {
 impl Life {
     /// A pod without containers.
     pub fn new(pod: Arc<Pod>) -> Arc<Self> {
-        Arc::new(Self { pod, tables: Mutex::new(Tables::default()), shut_down: Notify::new() })
+        Arc::new(Self { pod, tables: Mutex::new(Tables::default()), shut_down: Notify::new(), asked: Notify::new() })
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -70,6 +71,7 @@ impl Life {
 
     /// Create: returns the task's pid.
     pub async fn create(self: &Arc<Self>, request: CreateTaskRequest) -> Result<u32> {
+        self.asked.notify_one();
         let id = request.id().to_owned();
         {
             let mut tables = self.tables();
@@ -289,6 +291,11 @@ impl Life {
         for container in containers {
             container.exit().await;
         }
+    }
+
+    /// Waits until somebody asks for a container, if nobody has yet.
+    pub async fn is_asked(&self) {
+        self.asked.notified().await;
     }
 
     /// Waits for a Shutdown that counts.

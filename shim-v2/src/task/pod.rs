@@ -85,9 +85,11 @@ pub struct Sandbox {
 }
 
 impl Pod {
-    /// Makes the pod's directory and starts its VMM. What fails of it is told when a container is made: only then does
-    /// somebody listen. `named` is told when the state file names the shim, or cannot.
-    #[must_use]
+    /// Makes the pod's directory, names the shim there, tells `named`, and starts its VMM. A VMM that does not start is told
+    /// when a container is made.
+    ///
+    /// # Errors
+    /// The shim cannot be named: it must not live then, because `delete` would not find it.
     pub fn start(
         id: &str,
         directory: PathBuf,
@@ -96,7 +98,7 @@ impl Pod {
         debug: bool,
         publisher: Publisher,
         named: &Named,
-    ) -> Arc<Self> {
+    ) -> Result<Arc<Self>> {
         // Nothing can be said of a process whose start is not known: its pid then names nobody.
         let pid = std::process::id();
         let mut state = State {
@@ -108,10 +110,14 @@ impl Pod {
             cgroup: None,
             ended: false,
         };
-        let machine = Self::prepare(&directory, &mut state, named);
-        // If it failed before: that is told when a container is made.
+        Self::name(&directory, &state)?;
         named.ready();
-        Arc::new(Self {
+        // The log goes to containerd all the same.
+        if let Err(cause) = logger::keep(&directory) {
+            warn!(stage = "host"; "no copy of the log is kept in {}: {cause}", directory.display());
+        }
+        let machine = Self::spawn(&directory, &mut state);
+        Ok(Arc::new(Self {
             id: id.to_owned(),
             kata,
             debug,
@@ -121,13 +127,18 @@ impl Pod {
             machine: Mutex::new(Some(machine)),
             sandbox: OnceCell::new(),
             ended: AsyncMutex::new(false),
-        })
+        }))
     }
 
-    /// The host's side of a pod that has no machine yet.
-    fn prepare(directory: &Path, state: &mut State, named: &Named) -> Result<Arc<Machine>> {
+    /// Writes the state file of a pod that has nothing but its shim.
+    fn name(directory: &Path, state: &State) -> Result<()> {
         let failed = |what| move |cause| PodError::Directory { what, path: directory.to_owned(), cause };
-        make_directory(directory).map_err(failed("make"))?;
+        let remove = |_: &PodError| {
+            if let Err(cause) = remove_directory(directory) {
+                warn!(stage = "host"; "cannot remove {}: {cause}", directory.display());
+            }
+        };
+        make_directory(directory).map_err(failed("make")).inspect_err(remove)?;
         // Another life of this id, whose `delete` could not end all of it: nobody would name it any more.
         if let Some(left) = State::read(directory).map_err(failed("read the state file in"))? {
             // The shim first: it would tell exits of this id, and write and remove what is ours now.
@@ -136,20 +147,19 @@ impl Pod {
             }
             left.end().map_err(PodError::Left)?;
         }
-        // Before the VMM: there is nothing to end yet if it cannot be written, and nobody finds what it does not name.
-        state.write(directory).map_err(failed("write the state file in")).inspect_err(|_| {
-            if let Err(cause) = remove_directory(directory) {
-                warn!(stage = "host"; "cannot remove {}: {cause}", directory.display());
-            }
-        })?;
-        named.ready();
-        // The log goes to containerd all the same.
-        if let Err(cause) = logger::keep(directory) {
-            warn!(stage = "host"; "no copy of the log is kept in {}: {cause}", directory.display());
-        }
+        Ok(state.write(directory).map_err(failed("write the state file in")).inspect_err(remove)?)
+    }
+
+    /// Starts the VMM and names it.
+    fn spawn(directory: &Path, state: &mut State) -> Result<Arc<Machine>> {
         let machine = Arc::new(Machine::spawn(Parts::of_version(VERSION))?);
         state.processes.extend(machine.process().identity().ok());
-        state.write(directory).map_err(failed("write the state file in")).inspect_err(|_| {
+        let written = state.write(directory).map_err(|cause| PodError::Directory {
+            what: "write the state file in",
+            path: directory.to_owned(),
+            cause,
+        });
+        written.inspect_err(|_| {
             // Others hold it as well, so it does not end by being dropped.
             machine.process().kill();
         })?;

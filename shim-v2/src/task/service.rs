@@ -36,6 +36,11 @@ impl TaskService {
         self.life.shut_down().await;
     }
 
+    /// Waits until somebody asks for a container, if nobody has yet.
+    pub async fn is_asked(&self) {
+        self.life.is_asked().await;
+    }
+
     /// Ends all containers and tells their exits.
     pub async fn end(&self) {
         self.life.end().await;
