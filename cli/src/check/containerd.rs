@@ -14,7 +14,7 @@ use crate::host::{Host, find_program, split_path};
 use crate::process::Answer;
 
 /// Time for a program to say its version.
-pub const LIMIT: Duration = Duration::from_secs(5);
+pub const LIMIT: Duration = Duration::from_secs(10);
 /// What the kernel appends to the name of a running program whose file was replaced, as by an upgrade.
 const REPLACED: &str = " (deleted)";
 /// The oldest that husk is tested with.

@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::process::Answer;
 
 /// Time for the test guest, which takes milliseconds; a host that is emulated itself takes half a second.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(10);
 
 const ELSEWHERE: &str = "use a host with hardware virtualisation: bare metal, or a virtual machine with nested \
                          virtualisation switched on";
