@@ -14,7 +14,7 @@ use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::topics;
 use log::warn;
 use protobuf::well_known_types::any::Any;
-use protobuf::{MessageField, MessageFull};
+use protobuf::{Message, MessageField};
 use tokio::sync::Notify;
 use ttrpc::context;
 
@@ -26,13 +26,19 @@ const MOST: usize = 2048;
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// An event of a task.
-pub trait Event: MessageFull {
+pub trait Event: Message {
     /// Where containerd publishes it.
     const TOPIC: &'static str;
 }
 
+/// An event's type. Bare: containerd 1.6 compares whole strings. (protobuf's reflection says it too, but builds tables of
+/// all message types to do so, in every shim.)
+fn type_of<E: Event>() -> String {
+    format!("containerd.events.{}", E::NAME)
+}
+
 macro_rules! events {
-    ($($message:ty: $topic:ident),*) => {
+    ($($message:ident: $topic:ident),*) => {
         $(impl Event for $message {
             const TOPIC: &'static str = topics::$topic;
         })*
@@ -72,8 +78,7 @@ impl Publisher {
     /// Puts an event at the queue's end.
     pub fn publish<E: Event>(&self, event: &E) {
         let mut any = Any::new();
-        // A bare name: containerd 1.6 compares whole strings.
-        E::descriptor().full_name().clone_into(&mut any.type_url);
+        any.type_url = type_of::<E>();
         match event.write_to_bytes() {
             Ok(bytes) => any.value = bytes,
             Err(cause) => {
@@ -190,6 +195,14 @@ mod tests {
             self.taken.send((envelope.namespace().to_owned(), envelope.topic().to_owned())).unwrap();
             Ok(Empty::new())
         }
+    }
+
+    #[test]
+    fn names_are_the_messages_own() {
+        fn own<E: Event + protobuf::MessageFull>() -> bool {
+            E::descriptor().full_name() == type_of::<E>()
+        }
+        assert!(own::<TaskCreate>() && own::<TaskStart>() && own::<TaskExit>() && own::<TaskDelete>());
     }
 
     #[tokio::test]
