@@ -64,6 +64,8 @@ install-files: programs
 check:
 	@cargo fmt --check
 	@cargo clippy --quiet --locked --all-targets -- -D warnings
+	@# Not among all targets: `cargo test` leaves it out (tests/Cargo.toml).
+	@cargo clippy --quiet --locked -p husk-tests --test cases -- -D warnings
 
 unit:
 	@cargo test --quiet --locked --workspace

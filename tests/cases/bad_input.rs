@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use husk_shim::VERSION;
+use husk_tests::aside::Aside;
 use husk_tests::ctr::{Output, Run, Runtime, ctr, must};
 use husk_tests::host::{leaves_nothing, patience, processes_of, wait_for_end};
 use husk_tests::rootfs;
@@ -36,34 +37,6 @@ fn installed(name: &str) -> PathBuf {
     Path::new("/usr/lib/husk").join(VERSION).join(name)
 }
 
-/// A file with another content; the old one is back when this is dropped.
-struct Replaced {
-    path: PathBuf,
-    saved: PathBuf,
-}
-
-impl Replaced {
-    /// Without the file.
-    fn missing(path: &Path) -> Self {
-        let saved = path.with_added_extension("saved");
-        fs::rename(path, &saved).unwrap();
-        Self { path: path.to_owned(), saved }
-    }
-
-    fn with(path: &Path, content: &[u8]) -> Self {
-        let replaced = Self::missing(path);
-        fs::write(path, content).unwrap();
-        fs::set_permissions(path, fs::metadata(&replaced.saved).unwrap().permissions()).unwrap();
-        replaced
-    }
-}
-
-impl Drop for Replaced {
-    fn drop(&mut self) {
-        fs::rename(&self.saved, &self.path).unwrap();
-    }
-}
-
 /// A mount that is gone when this is dropped.
 struct Mounted(PathBuf);
 
@@ -84,11 +57,11 @@ fn a_kernel_or_an_initrd_that_is_none() {
         let (kernel, initrd) = (installed("vmlinux"), installed("initrd"));
         let whole = fs::read(&kernel).unwrap();
         {
-            let _none = Replaced::missing(&kernel);
+            let _none = Aside::move_away(&kernel);
             fails("no kernel", &["machine:", "vmlinux", "No such file", "husk version"], || run("nokernel", &root));
         }
         for (what, content) in [("text", &b"no kernel\n"[..]), ("empty", b""), ("half", &whole[..whole.len() / 2])] {
-            let _replaced = Replaced::with(&kernel, content);
+            let _replaced = Aside::replace(&kernel, content);
             fails(&format!("a kernel: {what}"), &["machine:", "cannot load the kernel", "vmlinux"], || {
                 run("badkernel", &root)
             });
@@ -97,14 +70,14 @@ fn a_kernel_or_an_initrd_that_is_none() {
             // Its headers are whole, its first instruction is a breakpoint without a handler.
             let mut broken = whole.clone();
             broken[0x10000..].fill(0xcc);
-            let _replaced = Replaced::with(&kernel, &broken);
+            let _replaced = Aside::replace(&kernel, &broken);
             fails("a kernel of breakpoints", &["boot:", "triple fault", "vmlinux"], || run("brokenkernel", &root));
         }
         {
-            let _none = Replaced::missing(&initrd);
+            let _none = Aside::move_away(&initrd);
             fails("no initrd", &["machine:", "initrd", "No such file"], || run("noinitrd", &root));
         }
-        let _replaced = Replaced::with(&initrd, b"no archive");
+        let _replaced = Aside::replace(&initrd, b"no archive");
         fails("an initrd that is text", &["boot:", "Kernel panic", "initrd"], || run("badinitrd", &root));
     });
 }
@@ -190,7 +163,7 @@ fn a_configuration_that_is_wrong() {
         ] {
             fails(what, &[&["configuration:"], words].concat(), || configured(id, root.path(), text).0);
         }
-        let _replaced = Replaced::with(Path::new("/etc/husk/config.toml"), b"[log]\nlevel = \"loud\"\n");
+        let _replaced = Aside::replace(Path::new("/etc/husk/config.toml"), b"[log]\nlevel = \"loud\"\n");
         fails("/etc/husk/config.toml", &["configuration:", "/etc/husk/config.toml", "log.level", "loud"], || {
             run("etc", &root)
         });
@@ -202,7 +175,7 @@ fn a_guest_that_misbehaves() {
     leaves_nothing(|| {
         let root = busybox();
         let initrd = fs::read(TEST_GUEST).unwrap();
-        let _replaced = Replaced::with(&installed("initrd"), &initrd);
+        let _replaced = Aside::replace(installed("initrd"), &initrd);
         for (how, words) in [
             ("silent", &["boot:", "did not become ready in 10 s (limits.ready_s)", "its machine is running"][..]),
             ("halt", &["boot:", "halted for good"]),
@@ -223,7 +196,7 @@ fn no_kvm_and_kvm_without_permission() {
         let root = busybox();
         let kvm = Path::new("/dev/kvm");
         {
-            let _none = Replaced::missing(kvm);
+            let _none = Aside::move_away(kvm);
             fails(
                 "no /dev/kvm",
                 &["machine:", "cannot open /dev/kvm", "load kvm_intel or kvm_amd", "husk check"],

@@ -6,40 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use husk_tests::aside::Aside;
 use husk_tests::ctr::Output;
 use husk_tests::host::leaves_nothing;
 use husk_tests::husk::{husk, json, output_of};
 use serde_json::Value;
-
-/// A file that is not where it belongs, until this is dropped.
-struct Aside {
-    path: PathBuf,
-    aside: PathBuf,
-}
-
-impl Aside {
-    fn move_away(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        let aside = path.with_extension("aside");
-        fs::rename(&path, &aside).unwrap();
-        Self { path, aside }
-    }
-
-    /// Puts another file in its place.
-    fn replace(path: impl Into<PathBuf>, text: &[u8]) -> Self {
-        let aside = Self::move_away(path);
-        fs::write(&aside.path, text).unwrap();
-        fs::set_permissions(&aside.path, fs::metadata(&aside.aside).unwrap().permissions()).unwrap();
-        aside
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // Renaming replaces what was put there.
-        fs::rename(&self.aside, &self.path).unwrap();
-    }
-}
 
 fn installed(name: &str) -> PathBuf {
     Path::new("/usr/lib/husk").join(env!("CARGO_PKG_VERSION")).join(name)

@@ -3,6 +3,7 @@
 //! And the record of what `make bench` has measured ([`record`]), from which `docs/performance.md` is made.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+pub mod aside;
 pub mod ctr;
 pub mod host;
 pub mod husk;
