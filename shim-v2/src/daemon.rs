@@ -23,7 +23,7 @@ use ttrpc::asynchronous::{Server, Service as RpcService};
 use crate::args::Arguments;
 use crate::config;
 use crate::events::Publisher;
-use crate::host::pod_directory;
+use crate::host::{namespace, pod_directory};
 use crate::logger;
 use crate::phases::{self, Stamp};
 use crate::start::Named;
@@ -106,6 +106,7 @@ fn detach(inherited: &Inherited) -> Result<(), DaemonError> {
     {
         warn!("cannot set oom_score_adj: {cause}");
     }
+    namespace::keep_mounts().map_err(failed("keep containerd's mount namespace"))?;
     // Mounts of ours are not the host's; those of the host still come, and above all go.
     // SAFETY: one thread, and no descriptor table is unshared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|cause| failed("make a mount namespace")(cause.into()))?;

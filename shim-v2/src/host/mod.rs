@@ -1,7 +1,9 @@
-//! What a pod has on the host: processes, a cgroup, a directory, and the file that names them.
+//! What a pod has on the host: processes, a cgroup, a directory, and the file that names them; and the mount namespace
+//! that the shim has left.
 
 pub mod cgroup;
 pub mod file;
+pub mod namespace;
 pub mod process;
 pub mod state;
 

@@ -22,7 +22,7 @@ use super::relay::{LastWords, relay};
 use super::sizing::Size;
 use super::streams::Streams;
 use crate::config::{Config, limits};
-use crate::host::process::{Child, Inheritance};
+use crate::host::process::{Child, How, Inheritance};
 use crate::host::{host_remedy, installed};
 
 /// Between two questions whether a guest that is not ready yet has halted. Nothing tells: a halt does not leave KVM_RUN
@@ -372,7 +372,7 @@ impl Machine {
                 warn!(stage = "stop"; "the VMM did not end in {} s (limits.stop_s) and is killed", limit.as_secs());
                 self.process.kill();
                 // In uninterruptible sleep, perhaps: whoever removes the pod's cgroup has the next word.
-                tokio::time::timeout(limit, self.process.ended()).await.unwrap_or_else(|_| Ok("not at all".to_owned()))
+                tokio::time::timeout(limit, self.process.ended()).await.unwrap_or(Ok(How::NotAtAll))
             }
         };
         match ended {
