@@ -162,6 +162,8 @@ sections! {
         delete_output_s: u32 = 4_u32, "1 to 3600", seconds;
         /// A stream of the guest's to say which it is, in seconds.
         stream_s: u32 = 5_u32, "1 to 3600", seconds;
+        /// A hook whose document gives it no timeout, in seconds; it is killed then. The kubelet waits no longer for a call.
+        hook_s: u32 = 120_u32, "1 to 3600", seconds;
         /// containerd to take one event, in seconds; it is sent again then.
         event_s: u32 = 5_u32, "1 to 3600", seconds;
         /// containerd to take all events before the shim ends, in seconds. It gives Shutdown 3 s.
@@ -212,6 +214,7 @@ limits! {
     output: output_s,
     delete_output: delete_output_s,
     stream: stream_s,
+    hook: hook_s,
     event: event_s,
     events: events_s,
 }

@@ -1,8 +1,9 @@
-//! What a pod has on the host: processes, a cgroup, a directory, and the file that names them; and the mount namespace
-//! that the shim has left.
+//! What a pod has on the host: processes, a cgroup, a directory, and the file that names them; and the administrator's
+//! programs that are run for it: hooks.
 
 pub mod cgroup;
 pub mod file;
+pub mod hooks;
 pub mod namespace;
 pub mod process;
 pub mod state;
