@@ -164,6 +164,8 @@ sections! {
         stream_s: u32 = 5_u32, "1 to 3600", seconds;
         /// A hook whose document gives it no timeout, in seconds; it is killed then. The kubelet waits no longer for a call.
         hook_s: u32 = 120_u32, "1 to 3600", seconds;
+        /// A logging program (binary://) to be ready, and to end once it was told to, in seconds; it is killed then.
+        logger_s: u32 = 12_u32, "1 to 3600", seconds;
         /// containerd to take one event, in seconds; it is sent again then.
         event_s: u32 = 5_u32, "1 to 3600", seconds;
         /// containerd to take all events before the shim ends, in seconds. It gives Shutdown 3 s.
@@ -215,6 +217,7 @@ limits! {
     delete_output: delete_output_s,
     stream: stream_s,
     hook: hook_s,
+    logger: logger_s,
     event: event_s,
     events: events_s,
 }

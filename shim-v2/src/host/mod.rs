@@ -1,9 +1,10 @@
 //! What a pod has on the host: processes, a cgroup, a directory, and the file that names them; and the administrator's
-//! programs that are run for it: hooks.
+//! programs that are run for it: hooks and loggers.
 
 pub mod cgroup;
 pub mod file;
 pub mod hooks;
+pub mod logging;
 pub mod namespace;
 pub mod process;
 pub mod state;
