@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use husk_protocol::agent::{Event, ExitEvent, NextEventsResponse, event};
+use husk_protocol::agent::{Event, ExitEvent, NextEventsResponse, OomEvent, Stats, event};
 use tokio::sync::Notify;
 
 /// Most events of one answer, whatever is asked for: an answer stays far below ttrpc's 4 MiB.
@@ -18,6 +18,19 @@ pub struct Events {
     pushed: Notify,
 }
 
+/// How a process has ended.
+#[derive(Debug, Default)]
+pub struct Exited {
+    /// As a shell says it.
+    pub status: u32,
+    /// Bytes of standard output before the end.
+    pub stdout_bytes: u64,
+    /// Bytes of standard error before the end.
+    pub stderr_bytes: u64,
+    /// Of a container's init: what the container has used.
+    pub stats: Option<Stats>,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
     last_seq: u64,
@@ -26,16 +39,24 @@ struct Queue {
 
 impl Events {
     /// A process of `container` has ended: its init, with an empty `exec`.
-    pub fn exited(&self, container: &str, exec: &str, status: u32) {
+    pub fn exited(&self, container: &str, exec: &str, exited: Exited) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let exit = ExitEvent {
             container_id: container.to_owned(),
             exec_id: exec.to_owned(),
-            status,
+            status: exited.status,
             exited_at_ns: u64::try_from(now).unwrap_or(u64::MAX),
+            stdout_bytes: exited.stdout_bytes,
+            stderr_bytes: exited.stderr_bytes,
+            stats: exited.stats.into(),
             ..Default::default()
         };
         self.push(event::Kind::Exit(exit));
+    }
+
+    /// The kernel has killed a process of `container` for want of memory.
+    pub fn oom(&self, container: &str) {
+        self.push(event::Kind::Oom(OomEvent { container_id: container.to_owned(), ..Default::default() }));
     }
 
     fn push(&self, kind: event::Kind) {
@@ -97,7 +118,7 @@ mod tests {
     fn repeats_until_it_is_acknowledged() {
         block_on(async {
             let events = Events::default();
-            (1..=3).for_each(|status| events.exited("c", "", status));
+            (1..=3).for_each(|status| events.exited("c", "", Exited { status, ..Exited::default() }));
             assert_eq!(seqs(&events.next(0, 2, None).await), [1, 2]);
             assert_eq!(seqs(&events.next(0, 9, None).await), [1, 2, 3]);
             assert_eq!(seqs(&events.next(2, 9, None).await), [3]);
@@ -118,7 +139,7 @@ mod tests {
                 })
                 .collect();
             tokio::task::yield_now().await;
-            events.exited("c", "", 7);
+            events.exited("c", "", Exited::default());
             for task in waiting {
                 assert_eq!(seqs(&task.await.unwrap()), [1]);
             }

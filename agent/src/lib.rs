@@ -1,7 +1,7 @@
 //! husk's agent: pid 1 of the guest, which makes and watches the pod's containers on behalf of the shim.
 //!
 //! One thread, one event loop ([tokio]'s `current_thread`). [`boot`] makes the guest ready, [`vsock`] dials the host,
-//! [`service`] answers the shim's calls, [`container`] is the containers' life, [`reaper`] the one place that waits for
+//! [`service`] answers the shim's calls, [`sandbox`] makes the guest one certain pod, [`container`] is the containers' life, [`reaper`] the one place that waits for
 //! processes, [`events`] what the shim is told of them, [`stdio`] their streams.
 
 pub mod boot;
@@ -9,6 +9,7 @@ pub mod container;
 pub mod events;
 pub mod logger;
 pub mod reaper;
+pub mod sandbox;
 pub mod service;
 pub mod stdio;
 pub mod vsock;

@@ -1,19 +1,28 @@
-//! A process's standard streams: pipes in the guest, each with a stream of its own to the host.
+//! A process's standard streams: pipes or a terminal in the guest, each with a stream of its own to the host.
 //!
 //! Pipes and never the streams' sockets themselves: a process may open `/dev/stdout`, which is refused on a socket.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use husk_protocol::streams::Nonce;
+use log::warn;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::task::JoinHandle;
 
 use crate::vsock::Dial;
 use crate::watched::{Watched, watch};
 
-/// Bytes that are moved at once: what a pipe holds.
+/// Bytes that are moved out at once: what a pipe holds.
 const CHUNK: usize = 64 * 1024;
+/// Bytes that are moved in at once.
+const CHUNK_IN: usize = 16 * 1024;
+/// Time for a terminal to be hung up.
+const HANGUP: Duration = Duration::from_millis(500);
 
 /// The nonces of a process's streams; none: `/dev/null`.
 #[derive(Debug, Default)]
@@ -37,25 +46,124 @@ pub struct Stdio {
     pub stderr: OwnedFd,
 }
 
-/// Dials the host for each stream that has a nonce and begins to carry bytes. Every stream ends by itself: when its
-/// process and all that inherited it are gone, or when the host is.
+/// Streams that the host has taken.
+#[derive(Debug)]
+pub struct Streams<S> {
+    stdin: Option<S>,
+    stdout: Option<S>,
+    stderr: Option<S>,
+}
+
+/// What a process has written.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+}
+
+/// One of its outputs.
+#[derive(Debug)]
+struct Output {
+    /// Bytes that were read from it.
+    carried: Arc<AtomicU64>,
+    from: From,
+}
+
+#[derive(Debug)]
+enum From {
+    /// Not owned: a pipe whose carrier has ended must be closed, so that its writers learn of it.
+    Pipe(Weak<Watched>),
+    Terminal(JoinHandle<()>),
+}
+
+/// Dials the host for each stream that has a nonce.
 ///
 /// # Errors
 /// The host does not take a dial, or there are no descriptors.
-pub async fn connect(nonces: Nonces, dial: &impl Dial) -> io::Result<Stdio> {
-    let stdin = match nonces.stdin {
-        None => null()?,
-        Some(nonce) => {
-            let stream = dial.dial_stream(&nonce).await?;
-            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-            rustix::io::ioctl_fionbio(&write, true)?;
-            tokio::spawn(carry_in(stream, watch(write, Interest::WRITABLE)?));
-            read
-        }
+pub async fn connect<D: Dial>(nonces: Nonces, dial: &D) -> io::Result<Streams<D::Stream>> {
+    let one = async |nonce: Option<Nonce>| match nonce {
+        Some(nonce) => dial.dial_stream(&nonce).await.map(Some),
+        None => Ok(None),
     };
-    let stdout = output(nonces.stdout, dial).await?;
-    let stderr = output(nonces.stderr, dial).await?;
-    Ok(Stdio { stdin, stdout, stderr })
+    let (stdin, stdout, stderr) = tokio::try_join!(one(nonces.stdin), one(nonces.stdout), one(nonces.stderr))?;
+    Ok(Streams { stdin, stdout, stderr })
+}
+
+impl<S> Streams<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    /// Begins to carry bytes between the streams and pipes. Every stream ends by itself: when its process and all that
+    /// inherited it are gone, or when the host is.
+    ///
+    /// # Errors
+    /// There are no descriptors.
+    pub fn pipes(self) -> io::Result<(Stdio, Outputs)> {
+        let stdin = match self.stdin {
+            None => null()?,
+            Some(stream) => {
+                let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+                rustix::io::ioctl_fionbio(&write, true)?;
+                tokio::spawn(carry_in(stream, Arc::new(watch(write, Interest::WRITABLE)?)));
+                read
+            }
+        };
+        let (stdout, carried_out) = output(self.stdout)?;
+        let (stderr, carried_err) = output(self.stderr)?;
+        Ok((Stdio { stdin, stdout, stderr }, Outputs { stdout: carried_out, stderr: carried_err }))
+    }
+
+    /// Begins to carry bytes between the streams and a terminal, whose controlling side this is.
+    ///
+    /// # Errors
+    /// There are no descriptors.
+    pub fn terminal(self, controller: OwnedFd) -> io::Result<(Arc<Watched>, Outputs)> {
+        rustix::io::ioctl_fionbio(&controller, true)?;
+        let terminal = Arc::new(watch(controller, Interest::READABLE | Interest::WRITABLE)?);
+        if let Some(stream) = self.stdin {
+            tokio::spawn(carry_in(stream, Arc::clone(&terminal)));
+        }
+        let carried = Arc::new(AtomicU64::new(0));
+        // Nobody wants the output: it is read all the same, or the program would stop.
+        let carrier = match self.stdout {
+            Some(stream) => tokio::spawn(carry_out(Arc::clone(&terminal), stream, Arc::clone(&carried))),
+            None => tokio::spawn(carry_out(Arc::clone(&terminal), tokio::io::sink(), Arc::clone(&carried))),
+        };
+        let stdout = Some(Output { carried, from: From::Terminal(carrier) });
+        Ok((terminal, Outputs { stdout, stderr: None }))
+    }
+}
+
+impl Outputs {
+    /// Bytes that were written to standard output and error until now, to be called when the process has ended: what
+    /// comes later is of others that hold its streams.
+    pub async fn at_exit(self) -> (u64, u64) {
+        let one = async |output: Option<Output>| match output {
+            None => 0,
+            Some(output) => output.at_exit().await,
+        };
+        // Standard error first: it does not wait, and so is as old.
+        let stderr = one(self.stderr).await;
+        (one(self.stdout).await, stderr)
+    }
+}
+
+impl Output {
+    async fn at_exit(self) -> u64 {
+        let waiting = match self.from {
+            // What the pipe holds comes next.
+            From::Pipe(pipe) => pipe.upgrade().map_or(0, |pipe| rustix::io::ioctl_fionread(&*pipe).unwrap_or(0)),
+            // The kernel passes bytes on to the controlling side later, but the end of a session's leader hangs the
+            // terminal up, and that comes last.
+            From::Terminal(carrier) => {
+                if tokio::time::timeout(HANGUP, carrier).await.is_err() {
+                    warn!("a terminal goes on after its process has ended");
+                }
+                0
+            }
+        };
+        self.carried.load(Ordering::Relaxed) + waiting
+    }
 }
 
 fn null() -> io::Result<OwnedFd> {
@@ -63,46 +171,57 @@ fn null() -> io::Result<OwnedFd> {
     Ok(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-async fn output(nonce: Option<Nonce>, dial: &impl Dial) -> io::Result<OwnedFd> {
-    let Some(nonce) = nonce else { return null() };
-    let stream = dial.dial_stream(&nonce).await?;
+fn output<S>(stream: Option<S>) -> io::Result<(OwnedFd, Option<Output>)>
+where
+    S: AsyncWrite + Send + Unpin + 'static,
+{
+    let Some(stream) = stream else { return Ok((null()?, None)) };
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&read, true)?;
-    tokio::spawn(carry_out(watch(read, Interest::READABLE)?, stream));
-    Ok(write)
+    let pipe = Arc::new(watch(read, Interest::READABLE)?);
+    let (carried, from) = (Arc::new(AtomicU64::new(0)), From::Pipe(Arc::downgrade(&pipe)));
+    tokio::spawn(carry_out(pipe, stream, Arc::clone(&carried)));
+    Ok((write, Some(Output { carried, from })))
 }
 
 /// From the process to the host, until all writers are gone; then the host sees the end.
-async fn carry_out(pipe: Watched, mut stream: impl AsyncWrite + Unpin) {
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let read = pipe.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd.as_fd(), &mut buffer)?)).await;
-        match read {
-            Ok(0) | Err(_) => break,
-            // Without its host the process gets EPIPE, as with a reader that has gone away.
-            Ok(count) => {
-                if stream.write_all(&buffer[..count]).await.is_err() {
-                    return;
-                }
-            }
+async fn carry_out(from: Arc<Watched>, mut stream: impl AsyncWrite + Unpin, carried: Arc<AtomicU64>) {
+    let mut buffer = Vec::new();
+    // An error is a terminal without processes.
+    while let Ok(count @ 1..) = read_some(&from, &mut buffer).await {
+        carried.fetch_add(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
+        // Without its host the process gets EPIPE, as with a reader that has gone away.
+        if stream.write_all(&buffer[..count]).await.is_err() {
+            return;
         }
     }
+    // An error means that nobody is there to see the end.
     let _ = stream.shutdown().await;
 }
 
-/// From the host to the process, until the host ends it; then the process sees the end.
-async fn carry_in(mut stream: impl AsyncRead + Unpin, pipe: Watched) {
-    let mut buffer = vec![0; CHUNK];
+/// Reads what there is, into a buffer that is made when it is needed: most streams are silent.
+async fn read_some(from: &Watched, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    from.async_io(Interest::READABLE, |fd| {
+        buffer.resize(CHUNK, 0);
+        Ok(rustix::io::read(fd.as_fd(), &mut **buffer)?)
+    })
+    .await
+}
+
+/// From the host to the process, until the host ends it; then the process sees the end of a pipe. A terminal has no end
+/// that could be passed on.
+async fn carry_in(mut stream: impl AsyncRead + Unpin, to: Arc<Watched>) {
+    let mut buffer = vec![0; CHUNK_IN];
     loop {
         // A process that has closed its input, or has ended, wants no more: the host is told by the stream's end.
         let read = tokio::select! {
             read = stream.read(&mut buffer) => read,
-            () = closed(&pipe) => return,
+            () = closed(&to) => return,
         };
         let Ok(count @ 1..) = read else { return };
         let mut left = &buffer[..count];
         while !left.is_empty() {
-            match pipe.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd.as_fd(), left)?)).await {
+            match to.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd.as_fd(), left)?)).await {
                 Ok(written) => left = &left[written..],
                 Err(_) => return,
             }
@@ -110,7 +229,7 @@ async fn carry_in(mut stream: impl AsyncRead + Unpin, pipe: Watched) {
     }
 }
 
-/// Returns when nobody can read from the pipe any more.
+/// Returns when nobody can read from the other side any more.
 async fn closed(pipe: &Watched) {
     loop {
         match pipe.ready(Interest::ERROR).await {
@@ -166,7 +285,7 @@ mod tests {
         block_on(async {
             let (dial, nonce) = (Local::default(), nonce());
             let nonces = Nonces { stdout: nonce.clone(), ..Default::default() };
-            let stdio = connect(nonces, &dial).await.unwrap();
+            let (stdio, outputs) = connect(nonces, &dial).await.unwrap().pipes().unwrap();
             let mut host = host_end(&dial, &nonce.unwrap()).await;
             let sent: Vec<u8> = (0..3_000_000_u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[2]).collect();
             let bytes = sent.clone();
@@ -175,6 +294,43 @@ mod tests {
             host.read_to_end(&mut got).await.unwrap();
             writer.join().unwrap();
             assert_eq!(got, sent);
+            assert_eq!(outputs.at_exit().await, (3_000_000, 0));
+        });
+    }
+
+    #[test]
+    fn what_was_written_before_the_exit_is_counted_though_a_child_holds_the_pipe() {
+        block_on(async {
+            let (dial, nonce) = (Local::default(), nonce());
+            let nonces = Nonces { stderr: nonce.clone(), ..Default::default() };
+            let (stdio, outputs) = connect(nonces, &dial).await.unwrap().pipes().unwrap();
+            // Half of it is carried, the other half in the pipe.
+            let mut host = host_end(&dial, &nonce.unwrap()).await;
+            rustix::io::write(&stdio.stderr, b"first ").unwrap();
+            host.read_exact(&mut [0; 6]).await.unwrap();
+            rustix::io::write(&stdio.stderr, b"second").unwrap();
+            assert_eq!(outputs.at_exit().await, (0, 12));
+            drop(stdio);
+        });
+    }
+
+    #[test]
+    fn a_terminal_ends_with_its_last_process() {
+        block_on(async {
+            let (dial, nonce) = (Local::default(), nonce());
+            let nonces = Nonces { stdout: nonce.clone(), ..Default::default() };
+            let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+            let controller = rustix::pty::openpt(flags).unwrap();
+            rustix::pty::unlockpt(&controller).unwrap();
+            let program = rustix::pty::ioctl_tiocgptpeer(&controller, flags).unwrap();
+            let (_terminal, outputs) = connect(nonces, &dial).await.unwrap().terminal(controller).unwrap();
+            let mut host = host_end(&dial, &nonce.unwrap()).await;
+            rustix::io::write(&program, b"hello\n").unwrap();
+            drop(program);
+            let mut got = String::new();
+            host.read_to_string(&mut got).await.unwrap();
+            assert_eq!(got, "hello\r\n");
+            assert_eq!(outputs.at_exit().await, (7, 0));
         });
     }
 
@@ -183,7 +339,7 @@ mod tests {
         block_on(async {
             let (dial, nonce) = (Local::default(), nonce());
             let nonces = Nonces { stdin: nonce.clone(), ..Default::default() };
-            let stdio = connect(nonces, &dial).await.unwrap();
+            let (stdio, _) = connect(nonces, &dial).await.unwrap().pipes().unwrap();
             let mut host = host_end(&dial, &nonce.unwrap()).await;
             let reader = std::thread::spawn(move || {
                 let mut got = Vec::new();
@@ -205,7 +361,7 @@ mod tests {
         block_on(async {
             let (dial, nonce) = (Local::default(), nonce());
             let nonces = Nonces { stdin: nonce.clone(), ..Default::default() };
-            let stdio = connect(nonces, &dial).await.unwrap();
+            let (stdio, _) = connect(nonces, &dial).await.unwrap().pipes().unwrap();
             let mut host = host_end(&dial, &nonce.unwrap()).await;
             drop(stdio);
             assert_eq!(host.read(&mut [0; 1]).await.unwrap(), 0);

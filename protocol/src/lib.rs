@@ -5,7 +5,8 @@
 //! * [`streams`]: vsock ports that the agent dials, and the nonces that streams begin with;
 //! * [`version`]: the protocol's version;
 //! * [`agent`] (feature `rpc`): the agent's ttrpc service, generated from `agent.proto`;
-//! * [`runtimeoptions`] (feature `rpc`): containerd's `runtimeoptions.v1.Options`.
+//! * [`runtimeoptions`] (feature `rpc`): containerd's `runtimeoptions.v1.Options`;
+//! * [`runc`] (feature `rpc`): what clients say to runc's shim.
 
 pub mod control;
 pub mod files;
@@ -32,4 +33,11 @@ pub mod agent {
 #[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
 pub mod runtimeoptions {
     include!(concat!(env!("OUT_DIR"), "/runtimeoptions.rs"));
+}
+
+/// What clients say to runc's shim (`containerd.runc.v1`).
+#[cfg(feature = "rpc")]
+#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction)]
+pub mod runc {
+    include!(concat!(env!("OUT_DIR"), "/runc.rs"));
 }

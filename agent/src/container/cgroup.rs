@@ -6,11 +6,15 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
+use rustix::fs::OFlags;
 use rustix::process::Signal;
 use tokio::io::Interest;
 
 use super::pid_from;
 use crate::watched::watch;
+
+/// How a cgroup's directory is opened.
+const OPEN: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// What failed on a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +60,30 @@ impl Cgroup {
         }
     }
 
+    /// The cgroup at `path`, which exists.
+    #[cfg(test)]
+    pub(super) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The cgroup that a process is in, as [`Cgroup::open`] does.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub(super) fn open_of_process(pid: u32) -> io::Result<OwnedFd> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        // The hierarchy of version 2 is the only one, and numbered 0 (cgroups(7)).
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(io::ErrorKind::NotFound)?;
+        let path = Path::new("/sys/fs/cgroup").join(path);
+        Ok(rustix::fs::open(path, OPEN, rustix::fs::Mode::empty())?)
+    }
+
     fn step(&self, what: &'static str, file: &str) -> impl Fn(io::Error) -> CgroupError {
         let path = self.path.join(file);
         move |cause| CgroupError::Step { what, path: path.clone(), cause }
@@ -66,9 +94,9 @@ impl Cgroup {
     /// # Errors
     /// The kernel's answer.
     pub fn open(&self) -> Result<OwnedFd, CgroupError> {
-        use rustix::fs::{Mode, OFlags, open};
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open(&self.path, flags, Mode::empty()).map_err(io::Error::from).map_err(self.step("open", ""))
+        rustix::fs::open(&self.path, OPEN, rustix::fs::Mode::empty())
+            .map_err(io::Error::from)
+            .map_err(self.step("open", ""))
     }
 
     /// Sets the limits of the OCI document.
@@ -90,18 +118,48 @@ impl Cgroup {
         if signal == Signal::KILL {
             return fs::write(self.path.join("cgroup.kill"), "1");
         }
-        for group in tree(&self.path)? {
-            // A group that the container has removed meanwhile has nobody in it.
-            let Ok(processes) = fs::read_to_string(group.join("cgroup.procs")) else { continue };
-            for pid in processes.lines().filter_map(|line| line.parse().ok().and_then(pid_from)) {
-                match rustix::process::kill_process(pid, signal) {
-                    // It has ended since.
-                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                    Err(cause) => return Err(cause.into()),
-                }
+        for pid in self.processes()?.into_iter().filter_map(pid_from) {
+            match rustix::process::kill_process(pid, signal) {
+                // It has ended since.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(cause) => return Err(cause.into()),
             }
         }
         Ok(())
+    }
+
+    /// The process ids of all processes, in the guest's initial pid namespace.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn processes(&self) -> io::Result<Vec<i32>> {
+        let mut processes = Vec::new();
+        for group in tree(&self.path)? {
+            // A group that the container has removed meanwhile has nobody in it.
+            let Ok(lines) = fs::read_to_string(group.join("cgroup.procs")) else { continue };
+            processes.extend(lines.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        Ok(processes)
+    }
+
+    /// Whether its processes are stopped, or about to be.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
+        let text = fs::read_to_string(self.path.join("cgroup.freeze")).map_err(self.step("read", "cgroup.freeze"))?;
+        Ok(text.trim() == "1")
+    }
+
+    /// Stops all processes where they are, or lets them go on; returns when it is so.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        let value = if frozen { "1" } else { "0" };
+        fs::write(self.path.join("cgroup.freeze"), value).map_err(self.step("write", "cgroup.freeze"))?;
+        let wanted = if frozen { "frozen 1" } else { "frozen 0" };
+        self.becomes(wanted).await.map_err(self.step("watch", "cgroup.events"))
     }
 
     /// Kills what is left and removes the cgroup. One that is gone already is none to remove.
@@ -113,7 +171,7 @@ impl Cgroup {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(self.step("kill", "cgroup.kill"))?,
         }
-        self.empty().await.map_err(self.step("watch", "cgroup.events"))?;
+        self.becomes("populated 0").await.map_err(self.step("watch", "cgroup.events"))?;
         // The innermost first; nobody is left who could make one more.
         for group in tree(&self.path).map_err(self.step("read", ""))?.into_iter().rev() {
             match fs::remove_dir(&group) {
@@ -124,12 +182,12 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Returns when no process is left: the kernel signals changes of `cgroup.events` (cgroup-v2.rst, "Basic Operations").
-    async fn empty(&self) -> io::Result<()> {
+    /// Returns when `cgroup.events` has this line: the kernel signals its changes (cgroup-v2.rst, "Basic Operations").
+    async fn becomes(&self, wanted: &str) -> io::Result<()> {
         let path = self.path.join("cgroup.events");
         let mut watched = None;
         loop {
-            if fs::read_to_string(&path)?.lines().any(|line| line == "populated 0") {
+            if fs::read_to_string(&path)?.lines().any(|line| line == wanted) {
                 return Ok(());
             }
             // Watched before the next look, so that no change is missed in between.

@@ -2,44 +2,40 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::Mode;
 use rustix::thread::UnshareFlags;
 
+use super::link::ChildEnd;
 use super::plan::Plan;
 use super::process::{self, Program};
-use super::{READY, devices, mounts};
+use super::{devices, mounts, terminal};
 use crate::boot::NEW_ROOT;
 use crate::stdio::Stdio;
 
-/// The pipes to the agent. Both are closed by the execution of the program.
-pub(super) struct Pipes {
-    /// To the agent: [`READY`], or the reason of a failure.
-    pub(super) report: OwnedFd,
-    /// From the agent: a byte when the program may run, or the end.
-    pub(super) go: OwnedFd,
-}
-
 /// Prepares the container and becomes its program. Runs in the clone of the agent and never returns there.
-pub(super) fn run(plan: &Plan, root: &Path, stdio: &Stdio, pipes: &Pipes) -> ! {
-    let reason = match prepare(plan, root, stdio, pipes) {
+pub(super) fn run(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildEnd) -> ! {
+    let reason = match prepare(plan, root, stdio, link) {
         Ok(program) => program.execute(),
         Err(reason) => reason,
     };
-    // Nobody to tell: the agent is gone, and the guest with it.
-    let _ = rustix::io::write(&pipes.report, reason.as_bytes());
+    link.failed(&reason);
     // SAFETY: ends this process at once, without the agent's exit handlers, whose copy this is.
     unsafe { libc::_exit(255) }
 }
 
-fn prepare(plan: &Plan, root: &Path, stdio: &Stdio, pipes: &Pipes) -> Result<Program, String> {
+fn prepare(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildEnd) -> Result<Program, String> {
     reset_signals();
-    take_stdio(stdio)?;
-    close_others(pipes)?;
+    // A terminal is the container's own, so it comes later.
+    if let Some(stdio) = stdio {
+        take_stdio(stdio)?;
+    }
+    close_all_but(link)?;
     rustix::process::setsid().map_err(|cause| format!("cannot make a session: {cause}"))?;
-    if let Some(adjust) = plan.process().oom_score_adj() {
+    let document = plan.process();
+    if let Some(adjust) = document.process().oom_score_adj() {
         // Through the agent's /proc: the container may have none.
         fs::write("/proc/self/oom_score_adj", adjust.to_string())
             .map_err(|cause| format!("cannot set oom_score_adj to {adjust}: {cause}"))?;
@@ -69,21 +65,34 @@ fn prepare(plan: &Plan, root: &Path, stdio: &Stdio, pipes: &Pipes) -> Result<Pro
     for path in plan.linux().masked_paths().iter().flatten() {
         mounts::mask(path)?;
     }
-    process::set_limits(plan)?;
-    process::give_stdio(plan)?;
+    process::set_limits(document)?;
+    let terminal = match stdio {
+        Some(_) => {
+            process::give_stdio(document)?;
+            None
+        }
+        None => {
+            let controller = terminal::take(document.console_size(), document.process().user().uid())?;
+            terminal::make_console()?;
+            Some(controller)
+        }
+    };
     // Before the root is read-only: the working directory is made if it is missing.
-    let program = Program::find(plan)?;
+    process::make_working_directory(document)?;
+    let program = Program::find(document)?;
     if plan.root_is_read_only() {
         mounts::make_root_read_only()?;
     }
 
-    tell_ready(pipes)?;
-    process::take_identity(plan)?;
+    link.ready(terminal.as_ref().map(AsFd::as_fd))?;
+    drop(terminal);
+    link.wait()?;
+    process::take_identity(document)?;
     Ok(program)
 }
 
 /// Signals as a program expects them: none blocked, none ignored (the agent ignores SIGPIPE and blocks SIGCHLD).
-fn reset_signals() {
+pub(super) fn reset_signals() {
     // SAFETY: the set is initialised before it is used; default actions need no handler.
     unsafe {
         let mut set = std::mem::zeroed();
@@ -93,7 +102,7 @@ fn reset_signals() {
     }
 }
 
-fn take_stdio(stdio: &Stdio) -> Result<(), String> {
+pub(super) fn take_stdio(stdio: &Stdio) -> Result<(), String> {
     let step = |cause| format!("cannot take the standard streams: {cause}");
     rustix::stdio::dup2_stdin(&stdio.stdin).map_err(step)?;
     rustix::stdio::dup2_stdout(&stdio.stdout).map_err(step)?;
@@ -102,31 +111,14 @@ fn take_stdio(stdio: &Stdio) -> Result<(), String> {
 
 /// Closes the copies of the agent's descriptors: other containers' streams among them, which would not end while this
 /// one waits for its start. Close-on-exec comes too late for that.
-fn close_others(pipes: &Pipes) -> Result<(), String> {
-    let kept = {
-        let (report, go) = (pipes.report.as_raw_fd().unsigned_abs(), pipes.go.as_raw_fd().unsigned_abs());
-        [report.min(go), report.max(go)]
-    };
-    let mut first = 3;
-    for (kept, last) in [(true, kept[0]), (true, kept[1]), (false, u32::MAX)] {
-        let last = if kept { last.saturating_sub(1) } else { last };
-        if first <= last {
-            // SAFETY: closes descriptors that nothing in this process uses: it has one thread, and goes on with its
-            // standard streams and the two pipes alone.
-            if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
-                return Err(format!("cannot close the agent's descriptors: {}", io::Error::last_os_error()));
-            }
+pub(super) fn close_all_but(link: &ChildEnd) -> Result<(), String> {
+    let kept = link.raw().unsigned_abs();
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept.saturating_add(1), u32::MAX)] {
+        // SAFETY: closes descriptors that nothing in this process uses: it has one thread, and goes on with its
+        // standard streams and the link alone.
+        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
+            return Err(format!("cannot close the agent's descriptors: {}", io::Error::last_os_error()));
         }
-        first = last.saturating_add(2);
     }
     Ok(())
-}
-
-fn tell_ready(pipes: &Pipes) -> Result<(), String> {
-    rustix::io::write(&pipes.report, &[READY]).map_err(|cause| format!("cannot tell the agent: {cause}"))?;
-    let mut byte = [0];
-    match rustix::io::retry_on_intr(|| rustix::io::read(&pipes.go, &mut byte)) {
-        Ok(1) => Ok(()),
-        _ => Err("the agent gave it up".to_owned()),
-    }
 }

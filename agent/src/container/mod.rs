@@ -1,41 +1,48 @@
-//! One container: its plan (what the OCI document asks for), its cgroup, its first process.
+//! One container: its plan (what the OCI document asks for), its cgroup, its processes.
 //!
 //! A container's init is a clone of the agent, which has one thread: `clone3` puts it into its namespaces and its cgroup
 //! in one step and it is the agent's child, so neither a helper program nor CLONE_PARENT is needed
 //! (`docs/architecture.md`, "A container's init"). The clone prepares the container ([`init`]), says that it is ready,
-//! waits to be let go, and executes the program.
+//! waits to be let go, and executes the program. An exec is a clone too ([`exec`]), which joins the init's namespaces.
 
 mod cgroup;
+mod clone;
 mod devices;
+mod exec;
 mod init;
+mod link;
 mod mounts;
+mod oom;
 mod plan;
 mod process;
+mod process_plan;
+mod stats;
+mod terminal;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use log::warn;
 use oci_spec::runtime::Spec;
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal};
-use tokio::io::Interest;
+use rustix::thread::ThreadNameSpaceType;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 
 pub use cgroup::{Cgroup, CgroupError};
-pub use plan::{Plan, PlanError};
+pub use oom::OomWatch;
+pub use plan::{Plan, PlanError, unapplied};
+pub use process_plan::ProcessPlan;
 
+use self::clone::{Cloned, clone_beside, clone_into};
+use self::link::{Link, Said};
 use crate::reaper::{Exit, Reaper};
-use crate::stdio::Stdio;
-use crate::watched::{Watched, watch};
+use crate::stdio::{Outputs, Streams};
+use crate::watched::Watched;
 
-/// Longest message of a failed init.
-const LONGEST_REPORT: usize = 4096;
-/// What init says when it waits to be let go.
-const READY: u8 = b'R';
-
-/// Why a container cannot be made or started.
+/// Why a container or a process in one cannot be made or started.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
     /// The document asks for what cannot be.
@@ -45,94 +52,215 @@ pub enum ContainerError {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     /// No process.
-    #[error("cannot make the container's first process: {0}")]
+    #[error("cannot make the process: {0}")]
     Clone(io::Error),
-    /// Init said why it cannot go on. The words are runc's: people search for them.
+    /// No streams.
+    #[error("cannot make the process's streams: {0}")]
+    Streams(io::Error),
+    /// The process said why it cannot go on. The words are runc's: people search for them.
     #[error("unable to start container process: {0}")]
     Init(String),
-    /// Init ended without a word: killed, most likely for want of memory.
-    #[error(
-        "the container's first process ended with status {0} before its program could run: is the memory limit too low?"
-    )]
+    /// The process ended without a word: killed, most likely for want of memory.
+    #[error("the process ended with status {0} before its program could run: is the memory limit too low?")]
     Died(u32),
     /// It has been started already, or has ended.
     #[error("the container has been started already")]
     NotCreated,
+    /// There is nothing to join.
+    #[error("cannot exec in a stopped container")]
+    Stopped,
+    /// A process would stop at once.
+    #[error("cannot exec in a paused container")]
+    Paused,
+}
+
+/// A process of a container: its init, or an exec.
+#[derive(Debug)]
+pub struct Running {
+    pid: u32,
+    pidfd: OwnedFd,
+    /// The controlling side.
+    terminal: Option<Arc<Watched>>,
+}
+
+/// A process that was made just now.
+#[derive(Debug)]
+pub struct Made {
+    /// The process.
+    pub process: Running,
+    /// Its end.
+    pub exit: Exit,
+    /// What it has written.
+    pub outputs: Outputs,
+}
+
+impl Running {
+    /// Its process id in the guest.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// The kernel's answer: ESRCH if it has ended.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(rustix::process::pidfd_send_signal(&self.pidfd, signal)?)
+    }
+
+    /// Sets its terminal's size; one without a terminal has none to set.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        self.terminal.as_ref().map_or(Ok(()), |terminal| terminal::set_size(terminal.get_ref(), columns, rows))
+    }
 }
 
 /// A container whose init waits or runs.
 #[derive(Debug)]
 pub struct Container {
-    pid: u32,
-    pidfd: OwnedFd,
+    init: Running,
     cgroup: Cgroup,
+    /// Those that an exec joins.
+    namespaces: u64,
     /// Present until the start.
-    waiting: Mutex<Option<Waiting>>,
-}
-
-/// The ends of the pipes between the agent and a waiting init.
-#[derive(Debug)]
-struct Waiting {
-    go: OwnedFd,
-    report: Watched,
+    waiting: Mutex<Option<Link>>,
 }
 
 /// Makes a container in `cgroup` whose root is the directory `root`; returns when its init waits to be let go.
 ///
 /// # Errors
 /// Nothing of it is left then but the cgroup, which is the caller's.
-pub async fn create(
+pub async fn create<S>(
     spec: Spec,
     root: &Path,
-    stdio: Stdio,
+    streams: Streams<S>,
     cgroup: Cgroup,
     reaper: &Reaper,
-) -> Result<(Container, Exit), ContainerError> {
+) -> Result<(Container, Exit, Outputs), ContainerError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let plan = Plan::new(spec)?;
     for notice in plan.notices() {
         warn!("{notice}");
     }
     cgroup.limit(plan.resources())?;
-    let (report, report_to) = pipe_with(PipeFlags::CLOEXEC).map_err(|cause| ContainerError::Clone(cause.into()))?;
-    let (go_from, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|cause| ContainerError::Clone(cause.into()))?;
-    rustix::io::ioctl_fionbio(&report, true).map_err(|cause| ContainerError::Clone(cause.into()))?;
-
+    let prepared = Prepared::new(plan.process(), streams)?;
     let directory = cgroup.open()?;
     match clone_into(plan.namespaces(), &directory).map_err(ContainerError::Clone)? {
-        Cloned::Child => {
-            drop((go, report));
-            init::run(&plan, root, &stdio, &init::Pipes { report: report_to, go: go_from })
-        }
+        Cloned::Child => init::run(&plan, root, prepared.stdio.as_ref(), prepared.child()),
         Cloned::Parent { pid, pidfd } => {
             // Before anything is awaited: see `Reaper`.
             let exit = reaper.watch(pid);
-            drop((stdio, report_to, go_from, plan));
-            let report = watch(report, Interest::READABLE).map_err(ContainerError::Clone)?;
-            match read_report(&report).await {
-                Report::Ready => {
-                    let waiting = Mutex::new(Some(Waiting { go, report }));
-                    Ok((Container { pid, pidfd, cgroup, waiting }, exit))
-                }
-                other => Err(failed(other, exit).await),
-            }
+            let made = prepared.made(pid, pidfd, exit)?;
+            let (made, link) = made.ready().await?;
+            let namespaces = plan.namespaces();
+            let container = Container { init: made.process, cgroup, namespaces, waiting: Mutex::new(Some(link)) };
+            Ok((container, made.exit, made.outputs))
         }
     }
 }
 
-/// The reason of an init that did not get ready, once it is reaped.
-async fn failed(report: Report, exit: Exit) -> ContainerError {
-    let status = exit.await.unwrap_or(255);
-    match report {
-        Report::Failed(why) => ContainerError::Init(why),
-        Report::Ready | Report::End => ContainerError::Died(status),
+/// What a process is made with.
+struct Prepared<S> {
+    /// Its standard streams; none: a terminal.
+    stdio: Option<crate::stdio::Stdio>,
+    outputs: Outputs,
+    /// For the terminal.
+    streams: Option<Streams<S>>,
+    agent: link::AgentEnd,
+    child: link::ChildEnd,
+}
+
+/// A clone that has not become its program yet.
+struct Cloning<S> {
+    made: Made,
+    streams: Option<Streams<S>>,
+    link: Link,
+}
+
+impl<S> Prepared<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    fn new(plan: &ProcessPlan, streams: Streams<S>) -> Result<Self, ContainerError> {
+        let (agent, child) = link::pair().map_err(ContainerError::Clone)?;
+        if plan.has_terminal() {
+            return Ok(Self { stdio: None, outputs: Outputs::default(), streams: Some(streams), agent, child });
+        }
+        let (stdio, outputs) = streams.pipes().map_err(ContainerError::Streams)?;
+        Ok(Self { stdio: Some(stdio), outputs, streams: None, agent, child })
+    }
+
+    fn child(&self) -> &link::ChildEnd {
+        &self.child
+    }
+
+    /// Lets go of what is the clone's.
+    fn made(self, pid: u32, pidfd: OwnedFd, exit: Exit) -> Result<Cloning<S>, ContainerError> {
+        drop((self.stdio, self.child));
+        let link = self.agent.watched().map_err(ContainerError::Clone)?;
+        let process = Running { pid, pidfd, terminal: None };
+        Ok(Cloning { made: Made { process, exit, outputs: self.outputs }, streams: self.streams, link })
+    }
+}
+
+impl<S> Cloning<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    /// Waits until it is ready.
+    async fn ready(mut self) -> Result<(Made, Link), ContainerError> {
+        match self.link.said().await {
+            Said::Ready(terminal) => {
+                self.take(terminal)?;
+                Ok((self.made, self.link))
+            }
+            Said::Failed(why) => Err(self.failed(ContainerError::Init(why)).await),
+            Said::End => {
+                let status = self.made.exit.await.unwrap_or(255);
+                Err(ContainerError::Died(status))
+            }
+        }
+    }
+
+    /// Waits until it has become its program.
+    async fn executed(mut self) -> Result<Made, ContainerError> {
+        loop {
+            match self.link.said().await {
+                Said::Ready(terminal) => self.take(terminal)?,
+                Said::Failed(why) => return Err(self.failed(ContainerError::Init(why)).await),
+                // Close-on-exec (or its end: its exit is an event).
+                Said::End => return Ok(self.made),
+            }
+        }
+    }
+
+    fn take(&mut self, terminal: Option<OwnedFd>) -> Result<(), ContainerError> {
+        if let (Some(controller), Some(streams)) = (terminal, self.streams.take()) {
+            let (terminal, outputs) = streams.terminal(controller).map_err(ContainerError::Streams)?;
+            self.made.process.terminal = Some(terminal);
+            self.made.outputs = outputs;
+        }
+        Ok(())
+    }
+
+    /// The reason of a process that did not get ready, once it is reaped.
+    async fn failed(self, cause: ContainerError) -> ContainerError {
+        // The status says no more than the reason does.
+        let _ = self.made.exit.await;
+        cause
     }
 }
 
 impl Container {
-    /// Init's process id in the guest.
+    /// Its init.
     #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
+    pub fn init(&self) -> &Running {
+        &self.init
     }
 
     /// The container's cgroup.
@@ -141,90 +269,98 @@ impl Container {
         &self.cgroup
     }
 
+    /// Whether the end of its init is the end of all of its processes: the kernel sees to it.
+    #[must_use]
+    pub fn has_pid_namespace(&self) -> bool {
+        self.namespaces & u64::from(libc::CLONE_NEWPID.unsigned_abs()) != 0
+    }
+
     /// Lets init execute its program; returns when it does.
     ///
     /// # Errors
     /// The program cannot be executed (init has ended then), or the container was started before.
     pub async fn start(&self) -> Result<(), ContainerError> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Waiting { go, report }) = waiting else { return Err(ContainerError::NotCreated) };
-        // An init that is gone is told by its report.
-        let _ = rustix::io::write(&go, &[READY]);
-        match read_report(&report).await {
-            // Close-on-exec: the end of the pipe is the execution of the program (or init's end: its exit is an event).
-            Report::End | Report::Ready => Ok(()),
-            Report::Failed(why) => Err(ContainerError::Init(why)),
+        let Some(link) = waiting else { return Err(ContainerError::NotCreated) };
+        link.go();
+        match link.said().await {
+            // Close-on-exec: the end of the link is the execution of the program (or init's end: its exit is an event).
+            Said::End | Said::Ready(_) => Ok(()),
+            Said::Failed(why) => Err(ContainerError::Init(why)),
         }
     }
 
-    /// Sends a signal to init, or to all processes of the container.
+    /// Runs one more process; returns when it executes its program.
     ///
     /// # Errors
-    /// The kernel's answer: ESRCH for an init that has ended.
-    pub fn signal(&self, signal: Signal, all: bool) -> io::Result<()> {
-        if all {
-            return self.cgroup.signal(signal);
+    /// Nothing of it is left then.
+    pub async fn exec<S>(
+        &self,
+        plan: &ProcessPlan,
+        streams: Streams<S>,
+        reaper: &Reaper,
+    ) -> Result<Made, ContainerError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        if self.cgroup.is_frozen()? {
+            return Err(ContainerError::Paused);
         }
-        Ok(rustix::process::pidfd_send_signal(&self.pidfd, signal)?)
+        for notice in plan.notices() {
+            warn!("{notice}");
+        }
+        let joined = ThreadNameSpaceType::from_bits_truncate(
+            u32::try_from(self.namespaces).unwrap_or(0) & !libc::CLONE_NEWPID.unsigned_abs(),
+        );
+        let prepared = Prepared::new(plan, streams)?;
+        let cloned = match self.clone_for_exec(&self.cgroup.open()?) {
+            // Its processes are in groups of the container's own, and a group with groups that have controllers has
+            // none (cgroup-v2.rst, "No Internal Process Constraint"): beside init then.
+            Err(cause) if matches!(cause.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP)) => {
+                Cgroup::open_of_process(self.init.pid).and_then(|directory| self.clone_for_exec(&directory))
+            }
+            other => other,
+        };
+        match cloned.map_err(|cause| self.gone_or(cause))? {
+            Cloned::Child => exec::run(plan, &self.init.pidfd, joined, prepared.stdio.as_ref(), prepared.child()),
+            Cloned::Parent { pid, pidfd } => {
+                // Before anything is awaited: see `Reaper`.
+                let exit = reaper.watch(pid);
+                prepared.made(pid, pidfd, exit)?.executed().await
+            }
+        }
     }
-}
 
-/// What init says.
-enum Report {
-    Ready,
-    Failed(String),
-    End,
-}
-
-/// Reads one report: a ready init says so in one byte, a failed one its reason up to the end.
-async fn read_report(pipe: &Watched) -> Report {
-    let mut said = Vec::new();
-    loop {
-        let mut buffer = [0; 512];
-        let read = pipe.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd.as_fd(), &mut buffer)?)).await;
-        match read {
-            Ok(count @ 1..) if said.len() < LONGEST_REPORT => said.extend_from_slice(&buffer[..count]),
-            _ => break,
-        }
-        if said == [READY] {
-            return Report::Ready;
+    fn clone_for_exec(&self, directory: &OwnedFd) -> io::Result<Cloned> {
+        use std::os::fd::AsFd;
+        if self.has_pid_namespace() {
+            clone_beside(self.init.pidfd.as_fd(), directory)
+        } else {
+            clone_into(0, directory)
         }
     }
-    if said.is_empty() { Report::End } else { Report::Failed(String::from_utf8_lossy(&said).into_owned()) }
-}
 
-enum Cloned {
-    Child,
-    Parent { pid: u32, pidfd: OwnedFd },
-}
-
-/// `clone3(2)`: like `fork`, into `namespaces` and the cgroup of `directory`.
-fn clone_into(namespaces: u64, directory: &OwnedFd) -> io::Result<Cloned> {
-    /// CLONE_INTO_CGROUP of linux/sched.h.
-    const INTO_CGROUP: u64 = 0x2_0000_0000;
-    /// CLONE_NEWCGROUP takes the cgroup of the caller as the namespace's root: init does it itself, in its own cgroup.
-    const NEW_CGROUP: u64 = libc::CLONE_NEWCGROUP as u64;
-    /// CLONE_PIDFD.
-    const PIDFD: u64 = libc::CLONE_PIDFD as u64;
-    let mut pidfd: libc::c_int = -1;
-    // SAFETY: all zeroes is a valid clone_args: no stack of its own, so the child goes on on a copy of this one.
-    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = namespaces & !NEW_CGROUP | INTO_CGROUP | PIDFD;
-    arguments.pidfd = (&raw mut pidfd) as u64;
-    arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
-    arguments.cgroup = u64::from(directory.as_raw_fd().unsigned_abs());
-    // SAFETY: the arguments are valid and of this size. Without CLONE_VM the child has a copy of the memory, and it is
-    // complete: this process has one thread, so no lock is held by another.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
-    match result {
-        0 => Ok(Cloned::Child),
-        pid if pid > 0 => {
-            // SAFETY: the kernel has stored a fresh descriptor there.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            // Fits: process ids end at 2^22.
-            Ok(Cloned::Parent { pid: u32::try_from(pid).unwrap_or(0), pidfd })
+    /// What an error means when init is gone.
+    fn gone_or(&self, cause: io::Error) -> ContainerError {
+        match cause.raw_os_error() {
+            Some(libc::ESRCH | libc::ENOMEM) if self.has_ended() => ContainerError::Stopped,
+            _ => ContainerError::Clone(cause),
         }
-        _ => Err(io::Error::last_os_error()),
+    }
+
+    /// Whether init has ended.
+    fn has_ended(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(&self.init.pidfd, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Sends a signal to all processes of the container.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn signal_all(&self, signal: Signal) -> io::Result<()> {
+        self.cgroup.signal(signal)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Capability, Linux, LinuxNamespaceType, LinuxResources, Mount, PosixRlimitType, Process, Spec};
-use rustix::thread::CapabilitySet;
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
+
+use super::process_plan::ProcessPlan;
 
 /// Why a document cannot be fulfilled.
 #[derive(Debug, thiserror::Error)]
@@ -29,32 +30,19 @@ pub enum PlanError {
     },
 }
 
-/// The five sets of a process's capabilities.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Capabilities {
-    pub(super) bounding: CapabilitySet,
-    pub(super) effective: CapabilitySet,
-    pub(super) inheritable: CapabilitySet,
-    pub(super) permitted: CapabilitySet,
-    pub(super) ambient: CapabilitySet,
-}
-
-/// A limit of setrlimit(2): resource, soft, hard.
-pub(super) type Limit = (libc::__rlimit_resource_t, u64, u64);
-
 /// A checked document.
 #[derive(Debug)]
 pub struct Plan {
     spec: Spec,
-    process: Process,
-    args: Vec<String>,
+    process: ProcessPlan,
     linux: Linux,
     namespaces: u64,
     notices: Vec<&'static str>,
 }
 
-/// Limits of the document that are not applied yet.
-fn unapplied(resources: &LinuxResources) -> Vec<&'static str> {
+/// Limits of the document that are not applied yet: for the log.
+#[must_use]
+pub fn unapplied(resources: &LinuxResources) -> Vec<&'static str> {
     let cpu = resources.cpu().as_ref();
     let set = |list: Option<&String>| list.is_some_and(|list| !list.is_empty());
     [
@@ -89,22 +77,8 @@ impl Plan {
     /// # Errors
     /// See [`PlanError`].
     pub fn new(spec: Spec) -> Result<Self, PlanError> {
-        let process = spec.process().clone().ok_or(PlanError::Missing("process"))?;
+        let process = ProcessPlan::new(spec.process().clone().ok_or(PlanError::Missing("process"))?)?;
         let linux = spec.linux().clone().ok_or(PlanError::Missing("linux part"))?;
-        let args = process.args().clone().filter(|args| !args.is_empty()).ok_or(PlanError::Missing("process.args"))?;
-        if process.terminal() == Some(true) {
-            let what = "process.terminal".to_owned();
-            return Err(PlanError::Refused { what, remedy: " yet: run it without a terminal" });
-        }
-        if !process.cwd().is_absolute() {
-            let what = format!("process.cwd {:?}", process.cwd());
-            return Err(PlanError::Invalid { what, why: "is not an absolute path" });
-        }
-        let strings = args.iter().chain(process.env().iter().flatten());
-        if let Some(text) = strings.into_iter().find(|text| text.contains('\0')) {
-            let what = format!("process argument {text:?}");
-            return Err(PlanError::Invalid { what, why: "contains a zero byte" });
-        }
         for mount in spec.mounts().iter().flatten() {
             check_mount(mount)?;
         }
@@ -113,14 +87,12 @@ impl Plan {
         if linux.seccomp().is_some() {
             notices.push("linux.seccomp is not applied yet");
         }
-        if process.apparmor_profile().is_some() || process.selinux_label().is_some() {
-            notices.push("AppArmor and SELinux do not exist in the guest: profile and label are not applied");
-        }
+        notices.extend(process.notices());
         if spec.hooks().is_some() {
             notices.push("hooks are not run yet");
         }
         notices.extend(linux.resources().as_ref().map(unapplied).unwrap_or_default());
-        Ok(Self { spec, process, args, linux, namespaces, notices })
+        Ok(Self { spec, process, linux, namespaces, notices })
     }
 
     /// What is accepted and not done: for the log.
@@ -149,16 +121,14 @@ impl Plan {
         &self.spec
     }
 
-    pub(super) fn process(&self) -> &Process {
+    /// Its init.
+    #[must_use]
+    pub fn process(&self) -> &ProcessPlan {
         &self.process
     }
 
     pub(super) fn linux(&self) -> &Linux {
         &self.linux
-    }
-
-    pub(super) fn args(&self) -> &[String] {
-        &self.args
     }
 
     pub(super) fn mounts(&self) -> &[Mount] {
@@ -167,26 +137,6 @@ impl Plan {
 
     pub(super) fn root_is_read_only(&self) -> bool {
         self.spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false)
-    }
-
-    pub(super) fn limits(&self) -> Vec<Limit> {
-        let limits = self.process.rlimits().iter().flatten();
-        limits.map(|limit| (resource(limit.typ()), limit.soft(), limit.hard())).collect()
-    }
-
-    /// The capabilities, if the document has any; else none are given.
-    pub(super) fn capabilities(&self) -> Capabilities {
-        let sets = self.process.capabilities().clone().unwrap_or_default();
-        let set = |names: &Option<std::collections::HashSet<Capability>>| {
-            names.iter().flatten().fold(CapabilitySet::empty(), |set, name| set | capability(*name))
-        };
-        Capabilities {
-            bounding: set(sets.bounding()),
-            effective: set(sets.effective()),
-            inheritable: set(sets.inheritable()),
-            permitted: set(sets.permitted()),
-            ambient: set(sets.ambient()),
-        }
     }
 }
 
@@ -245,83 +195,6 @@ fn check_mount(mount: &Mount) -> Result<(), PlanError> {
 /// A mount's destination as a path below the root.
 pub(super) fn below_root(destination: &Path) -> PathBuf {
     destination.components().filter(|part| matches!(part, Component::Normal(_))).collect()
-}
-
-fn resource(kind: PosixRlimitType) -> libc::__rlimit_resource_t {
-    match kind {
-        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
-    }
-}
-
-/// Names in the order of their numbers (linux/capability.h).
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
-/// All that the bounding set can hold.
-pub(super) fn all_capabilities() -> impl Iterator<Item = CapabilitySet> {
-    (0..CAPABILITIES.len()).map(|number| CapabilitySet::from_bits_retain(1 << number))
-}
-
-fn capability(capability: Capability) -> CapabilitySet {
-    let name = capability.to_string();
-    let number = CAPABILITIES.iter().position(|known| *known == name);
-    number.map_or(CapabilitySet::empty(), |number| CapabilitySet::from_bits_retain(1 << number))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rustix::thread::{
     set_keep_capabilities, set_no_new_privs,
 };
 
-use super::plan::{Plan, all_capabilities};
+use super::process_plan::{ProcessPlan, all_capabilities};
 
 /// What `execve` gets.
 #[derive(Debug)]
@@ -24,14 +24,13 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Finds the plan's program in the container, which is the root already, and enters its directory.
+    /// Finds the program in the container, which is the root already, and enters its directory.
     ///
     /// # Errors
     /// In runc's words.
-    pub(super) fn find(plan: &Plan) -> Result<Self, String> {
+    pub(super) fn find(plan: &ProcessPlan) -> Result<Self, String> {
         let process = plan.process();
         let cwd = process.cwd();
-        fs::create_dir_all(cwd).map_err(|cause| format!("mkdir {}: {}", cwd.display(), plain(&cause)))?;
         rustix::process::chdir(cwd)
             .map_err(|cause| format!("chdir to cwd (\"{}\"): {}", cwd.display(), plain(&cause.into())))?;
         let mut env: Vec<String> = process.env().clone().unwrap_or_default();
@@ -125,11 +124,20 @@ fn home_in(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
+/// Makes the working directory, if it is missing, as runc does for a container's init.
+///
+/// # Errors
+/// In runc's words.
+pub(super) fn make_working_directory(plan: &ProcessPlan) -> Result<(), String> {
+    let cwd = plan.process().cwd();
+    fs::create_dir_all(cwd).map_err(|cause| format!("mkdir {}: {}", cwd.display(), plain(&cause)))
+}
+
 /// Sets the limits of setrlimit(2).
 ///
 /// # Errors
 /// The limit that the kernel refuses.
-pub(super) fn set_limits(plan: &Plan) -> Result<(), String> {
+pub(super) fn set_limits(plan: &ProcessPlan) -> Result<(), String> {
     for (resource, soft, hard) in plan.limits() {
         let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
         // SAFETY: the limit is valid, and the kernel only reads it.
@@ -145,7 +153,7 @@ pub(super) fn set_limits(plan: &Plan) -> Result<(), String> {
 ///
 /// # Errors
 /// The kernel's answer.
-pub(super) fn give_stdio(plan: &Plan) -> Result<(), String> {
+pub(super) fn give_stdio(plan: &ProcessPlan) -> Result<(), String> {
     let user = plan.process().user().uid();
     for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
         // Not /dev/null, which is everybody's.
@@ -163,7 +171,7 @@ pub(super) fn give_stdio(plan: &Plan) -> Result<(), String> {
 ///
 /// # Errors
 /// The step and the kernel's answer.
-pub(super) fn take_identity(plan: &Plan) -> Result<(), String> {
+pub(super) fn take_identity(plan: &ProcessPlan) -> Result<(), String> {
     fn step(what: &str) -> impl Fn(rustix::io::Errno) -> String {
         move |cause| format!("cannot {what}: {cause}")
     }

@@ -1,0 +1,175 @@
+//! What the OCI document asks for of one process, a container's init or an exec: checked before anything is made.
+
+use std::collections::HashSet;
+
+use oci_spec::runtime::{Capability, PosixRlimitType, Process};
+use rustix::thread::CapabilitySet;
+
+use super::plan::PlanError;
+
+/// The five sets of a process's capabilities.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Capabilities {
+    pub(super) bounding: CapabilitySet,
+    pub(super) effective: CapabilitySet,
+    pub(super) inheritable: CapabilitySet,
+    pub(super) permitted: CapabilitySet,
+    pub(super) ambient: CapabilitySet,
+}
+
+/// A limit of setrlimit(2): resource, soft, hard.
+pub(super) type Limit = (libc::__rlimit_resource_t, u64, u64);
+
+/// A checked `process`.
+#[derive(Debug)]
+pub struct ProcessPlan {
+    process: Process,
+    args: Vec<String>,
+}
+
+impl ProcessPlan {
+    /// Checks a `process`.
+    ///
+    /// # Errors
+    /// See [`PlanError`].
+    pub fn new(process: Process) -> Result<Self, PlanError> {
+        let args = process.args().clone().filter(|args| !args.is_empty()).ok_or(PlanError::Missing("process.args"))?;
+        if !process.cwd().is_absolute() {
+            let what = format!("process.cwd {:?}", process.cwd());
+            return Err(PlanError::Invalid { what, why: "is not an absolute path" });
+        }
+        let strings = args.iter().chain(process.env().iter().flatten());
+        if let Some(text) = strings.into_iter().find(|text| text.contains('\0')) {
+            let what = format!("process argument {text:?}");
+            return Err(PlanError::Invalid { what, why: "contains a zero byte" });
+        }
+        Ok(Self { process, args })
+    }
+
+    /// What is accepted and not done: for the log.
+    pub(super) fn notices(&self) -> impl Iterator<Item = &'static str> {
+        let labelled = self.process.apparmor_profile().is_some() || self.process.selinux_label().is_some();
+        labelled
+            .then_some("AppArmor and SELinux do not exist in the guest: profile and label are not applied")
+            .into_iter()
+    }
+
+    /// The document's part.
+    pub(super) fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The program's arguments, of which there is at least its name.
+    pub(super) fn args(&self) -> &[String] {
+        &self.args
+    }
+
+    /// Whether its streams are a terminal.
+    #[must_use]
+    pub fn has_terminal(&self) -> bool {
+        self.process.terminal() == Some(true)
+    }
+
+    /// The terminal's columns and rows at its start.
+    pub(super) fn console_size(&self) -> Option<(u16, u16)> {
+        let size = self.process.console_size()?;
+        Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
+    }
+
+    pub(super) fn limits(&self) -> Vec<Limit> {
+        let limits = self.process.rlimits().iter().flatten();
+        limits.map(|limit| (resource(limit.typ()), limit.soft(), limit.hard())).collect()
+    }
+
+    /// The capabilities, if the document has any; else none are given.
+    pub(super) fn capabilities(&self) -> Capabilities {
+        let sets = self.process.capabilities().clone().unwrap_or_default();
+        let set = |names: &Option<HashSet<Capability>>| {
+            names.iter().flatten().fold(CapabilitySet::empty(), |set, name| set | capability(*name))
+        };
+        Capabilities {
+            bounding: set(sets.bounding()),
+            effective: set(sets.effective()),
+            inheritable: set(sets.inheritable()),
+            permitted: set(sets.permitted()),
+            ambient: set(sets.ambient()),
+        }
+    }
+}
+
+fn resource(kind: PosixRlimitType) -> libc::__rlimit_resource_t {
+    match kind {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+/// Names in the order of their numbers (linux/capability.h).
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// All that the bounding set can hold.
+pub(super) fn all_capabilities() -> impl Iterator<Item = CapabilitySet> {
+    (0..CAPABILITIES.len()).map(|number| CapabilitySet::from_bits_retain(1 << number))
+}
+
+fn capability(capability: Capability) -> CapabilitySet {
+    let name = capability.to_string();
+    let number = CAPABILITIES.iter().position(|known| *known == name);
+    number.map_or(CapabilitySet::empty(), |number| CapabilitySet::from_bits_retain(1 << number))
+}
