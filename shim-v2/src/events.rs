@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskStart};
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::topics;
@@ -48,8 +50,13 @@ macro_rules! events {
 events! {
     TaskCreate: TASK_CREATE_EVENT_TOPIC,
     TaskStart: TASK_START_EVENT_TOPIC,
+    TaskOOM: TASK_OOM_EVENT_TOPIC,
     TaskExit: TASK_EXIT_EVENT_TOPIC,
-    TaskDelete: TASK_DELETE_EVENT_TOPIC
+    TaskDelete: TASK_DELETE_EVENT_TOPIC,
+    TaskExecAdded: TASK_EXEC_ADDED_EVENT_TOPIC,
+    TaskExecStarted: TASK_EXEC_STARTED_EVENT_TOPIC,
+    TaskPaused: TASK_PAUSED_EVENT_TOPIC,
+    TaskResumed: TASK_RESUMED_EVENT_TOPIC
 }
 
 struct Queue {
@@ -73,6 +80,12 @@ impl Publisher {
             Arc::new(Queue { waiting: Mutex::new(VecDeque::new()), added: Notify::new(), empty: Notify::new() });
         tokio::spawn(deliver(Arc::clone(&queue), address));
         Self { queue, namespace }
+    }
+
+    /// containerd's namespace, in which they are published.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Puts an event at the queue's end.
@@ -202,7 +215,9 @@ mod tests {
         fn own<E: Event + protobuf::MessageFull>() -> bool {
             E::descriptor().full_name() == type_of::<E>()
         }
-        assert!(own::<TaskCreate>() && own::<TaskStart>() && own::<TaskExit>() && own::<TaskDelete>());
+        assert!(own::<TaskCreate>() && own::<TaskStart>() && own::<TaskOOM>() && own::<TaskExit>());
+        assert!(own::<TaskDelete>() && own::<TaskExecAdded>() && own::<TaskExecStarted>());
+        assert!(own::<TaskPaused>() && own::<TaskResumed>());
     }
 
     #[tokio::test]

@@ -150,6 +150,8 @@ sections! {
         ready_s: u32 = 10_u32, "1 to 3600", seconds;
         /// One call of the agent, in seconds.
         call_s: u32 = 30_u32, "1 to 3600", seconds;
+        /// One answer of the agent's to Stats or Pids, in seconds. Their callers give 2 s in all.
+        query_s: u32 = 1_u32, "1 to 3600", seconds;
         /// One answer of the VMM, which waits for nothing of the guest's, in seconds.
         vmm_s: u32 = 10_u32, "1 to 3600", seconds;
         /// The end of the VMM after it was asked to stop, in seconds; it is killed then.
@@ -210,6 +212,7 @@ macro_rules! limits {
 limits! {
     ready: ready_s,
     call: call_s,
+    query: query_s,
     vmm: vmm_s,
     stop: stop_s,
     kill: kill_s,

@@ -214,6 +214,12 @@ impl Hooks {
         Ok(hooks)
     }
 
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        [&self.prestart, &self.create_runtime, &self.poststart, &self.poststop].iter().all(|hooks| hooks.is_empty())
+    }
+
     /// Runs the hooks of Create; `pid` is the container's process on the host.
     ///
     /// # Errors

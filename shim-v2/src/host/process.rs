@@ -82,7 +82,19 @@ pub struct Inheritance<'a> {
     /// Becomes descriptor 3.
     pub descriptor: Option<BorrowedFd<'a>>,
     /// Network namespace to be in.
-    pub network: Option<BorrowedFd<'a>>,
+    pub network: Network<'a>,
+}
+
+/// A child's network namespace.
+#[derive(Default)]
+pub enum Network<'a> {
+    /// The shim's, which is the host's.
+    #[default]
+    Host,
+    /// One that somebody has made.
+    At(BorrowedFd<'a>),
+    /// One of its own, with nothing in it.
+    New,
 }
 
 /// Descriptors on their way into a child.
@@ -130,15 +142,20 @@ impl Child {
     /// # Errors
     /// There is no such program, or no process to be had.
     pub fn spawn(command: Command, inheritance: &Inheritance<'_>) -> io::Result<Self> {
-        let network = inheritance.network.map(|fd| fd.as_raw_fd());
+        let (existing, new) = match inheritance.network {
+            Network::Host => (None, false),
+            Network::At(fd) => (Some(fd.as_raw_fd()), false),
+            Network::New => (None, true),
+        };
         Self::start(command, false, inheritance.descriptor.as_slice(), move || {
-            if let Some(fd) = network {
+            let result = match existing {
                 // SAFETY: takes a number, touches no memory; `inheritance` keeps it open.
-                if unsafe { libc::setns(fd, libc::CLONE_NEWNET) } < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
+                Some(fd) => unsafe { libc::setns(fd, libc::CLONE_NEWNET) },
+                // SAFETY: takes a number, touches no memory.
+                None if new => unsafe { libc::unshare(libc::CLONE_NEWNET) },
+                None => 0,
+            };
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
         })
     }
 

@@ -39,7 +39,8 @@ fn the_descriptor_is_number_three() {
     let (read, write) = rustix::pipe::pipe().unwrap();
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "echo hello >&3"]);
-    let child = Child::spawn(command, &Inheritance { descriptor: Some(write.as_fd()), network: None }).unwrap();
+    let child =
+        Child::spawn(command, &Inheritance { descriptor: Some(write.as_fd()), network: Network::Host }).unwrap();
     runtime().block_on(child.ended()).unwrap();
     let mut buffer = [0; 16];
     let count = rustix::io::read(&read, &mut buffer).unwrap();

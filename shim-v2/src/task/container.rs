@@ -1,64 +1,30 @@
-//! A container: its state, its stub on the host, its streams.
+//! A container: its processes, its stub on the host.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::types::task::Status;
-use log::{info, warn};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use log::warn;
+use tokio::sync::Mutex as AsyncMutex;
 
-use super::stdio::{Names, Stdio};
+use super::process::{Phase, Process};
+use super::stdio::Positions;
+use crate::host::hooks::Hooks;
 use crate::host::process::Child;
 
-/// What an exit status is at most.
-const LARGEST_STATUS: u32 = 255;
+/// Process ids of the host end here (PID_MAX_LIMIT, linux/threads.h). Those of a guest are told behind it, so that no number
+/// of the guest's names a process of the host's: somebody may send a signal to it, or look it up.
+const GUEST_PIDS: u32 = 1 << 22;
+/// OOM kills of a container are told no more often than this: a guest could tell them for ever.
+const OOM_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How a container ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exit {
-    /// As a shell says it.
-    pub status: u32,
-    /// When the shim learned of it: the guest's clock is the guest's.
-    pub at: SystemTime,
-}
-
-impl Exit {
-    /// An exit now; the status is the guest's word, and at most what one can be.
-    pub fn now(status: u32) -> Self {
-        Self { status: status.min(LARGEST_STATUS), at: SystemTime::now() }
-    }
-}
-
-/// Where a container is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Made; its program does not run.
-    Created,
-    /// Its program runs.
-    Running,
-    /// Its program has ended.
-    Stopped(Exit),
-}
-
-impl Phase {
-    /// As containerd has it.
-    pub fn status(self) -> Status {
-        match self {
-            Self::Created => Status::CREATED,
-            Self::Running => Status::RUNNING,
-            Self::Stopped(_) => Status::STOPPED,
-        }
-    }
-
-    /// In words.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Running => "running",
-            Self::Stopped(_) => "stopped",
-        }
-    }
+/// A process of the guest's as containerd is told of it.
+pub fn told_pid(guest: u32) -> u32 {
+    GUEST_PIDS + guest % GUEST_PIDS
 }
 
 /// A container.
@@ -67,21 +33,40 @@ pub struct Container {
     pub id: String,
     /// Its bundle.
     pub bundle: PathBuf,
-    /// The names of its streams.
-    pub names: Names,
-    /// Its streams.
-    pub stdio: Stdio,
     /// Its process on the host.
     pub stub: Child,
     /// The name of its root's share.
     pub share: String,
     /// It is all there is in the pod.
     pub lone: bool,
-    /// Held by Start, by the report of the exit and by Delete, one after the other. Nothing else waits for it.
-    pub lifecycle: AsyncMutex<()>,
-    phase: watch::Sender<Phase>,
-    /// The guest has told its exit.
-    told: AtomicBool,
+    /// Its first process.
+    pub init: Process,
+    /// What its document wants to be run on the host.
+    pub hooks: Hooks,
+    /// Held by Pause and Resume, one after the other.
+    pub freezer: AsyncMutex<()>,
+    /// Its processes are stopped where they are.
+    paused: AtomicBool,
+    execs: Mutex<HashMap<String, Arc<Exec>>>,
+    /// What it had used, and written, at its end.
+    last: OnceLock<(Option<Metrics>, Positions)>,
+    oom: Mutex<Option<Instant>>,
+}
+
+/// A further process of a container.
+pub struct Exec {
+    /// Its id in the container.
+    pub id: String,
+    /// The OCI document's `process`.
+    pub document: oci_spec::runtime::Process,
+    /// The process.
+    pub process: Process,
+    /// The guest was asked to run it: it can tell its exit from here on.
+    asked: AtomicBool,
+    /// As containerd is told of it; 0 before it runs.
+    pid: AtomicU32,
+    /// The size of its terminal, if it was set before there was one.
+    size: Mutex<Option<(u32, u32)>>,
 }
 
 impl Container {
@@ -89,78 +74,107 @@ impl Container {
     pub fn new(
         id: String,
         bundle: PathBuf,
-        names: Names,
-        stdio: Stdio,
         stub: Child,
         share: String,
         lone: bool,
+        init: Process,
+        hooks: Hooks,
     ) -> Self {
-        let phase = watch::Sender::new(Phase::Created);
         Self {
             id,
             bundle,
-            names,
-            stdio,
             stub,
             share,
             lone,
-            lifecycle: AsyncMutex::new(()),
-            phase,
-            told: AtomicBool::new(false),
+            init,
+            hooks,
+            freezer: AsyncMutex::new(()),
+            paused: AtomicBool::new(false),
+            execs: Mutex::default(),
+            last: OnceLock::new(),
+            oom: Mutex::default(),
         }
     }
 
-    /// Where it is in its life.
-    pub fn phase(&self) -> Phase {
-        *self.phase.borrow()
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its program runs, unless it has ended already.
-    pub fn started(&self) {
-        self.phase.send_if_modified(|phase| {
-            let first = *phase == Phase::Created;
-            if first {
-                *phase = Phase::Running;
-            }
-            first
-        });
+    /// The exec of this id.
+    pub fn exec(&self, id: &str) -> Option<Arc<Exec>> {
+        self.table().get(id).cloned()
     }
 
-    /// Its program has ended; returns whether this is the first to say so.
-    pub fn stopped(&self, exit: Exit) -> bool {
-        self.phase.send_if_modified(|phase| {
-            let first = !matches!(phase, Phase::Stopped(_));
-            if first {
-                *phase = Phase::Stopped(exit);
-            }
-            first
-        })
+    /// All execs.
+    pub fn execs(&self) -> Vec<Arc<Exec>> {
+        self.table().values().cloned().collect()
     }
 
-    /// Whether the guest tells its exit for the first time: what else it tells of it means nothing.
-    pub fn is_told_once(&self) -> bool {
-        !self.told.swap(true, Ordering::Relaxed)
+    /// Takes an exec in; returns whether its id was free.
+    pub fn add(&self, exec: Exec) -> bool {
+        let mut table = self.table();
+        let free = !table.contains_key(&exec.id);
+        if free {
+            table.insert(exec.id.clone(), Arc::new(exec));
+        }
+        free
     }
 
-    /// Waits until its program has ended.
-    pub async fn exit(&self) -> Exit {
-        let mut phase = self.phase.subscribe();
-        loop {
-            if let Phase::Stopped(exit) = *phase.borrow_and_update() {
-                return exit;
-            }
-            // `self` has the sender.
-            let _ = phase.changed().await;
+    /// Forgets an exec.
+    pub fn remove(&self, exec: &str) {
+        self.table().remove(exec);
+    }
+
+    /// Whether its processes are stopped where they are.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Its processes are stopped, or go on.
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// The state of one of its processes, as containerd has it.
+    pub fn status(&self, process: &Process) -> Status {
+        match process.phase() {
+            Phase::Running if self.is_paused() => Status::PAUSED,
+            phase => phase.status(),
         }
     }
 
-    /// Waits for its output to be with containerd, at most `limit`.
-    pub async fn drain(&self, limit: Duration) -> bool {
-        let drained = self.stdio.drained(limit).await;
-        if !drained {
-            info!(container = self.id.as_str(), stage = "exit"; "output is left after {} s", limit.as_secs());
+    /// Its state in words.
+    pub fn state(&self) -> &'static str {
+        match self.init.phase() {
+            Phase::Running if self.is_paused() => "paused",
+            phase => phase.name(),
         }
-        drained
+    }
+
+    /// What is known at its end. Once.
+    pub fn ended_with(&self, metrics: Option<Metrics>, positions: Positions) {
+        // A second one means nothing: the guest has told it once.
+        let _ = self.last.set((metrics, positions));
+    }
+
+    /// What it had used at its end.
+    pub fn last_metrics(&self) -> Option<&Metrics> {
+        self.last.get().and_then(|(metrics, _)| metrics.as_ref())
+    }
+
+    /// What it had written at its end.
+    pub fn last_positions(&self) -> Positions {
+        self.last.get().map(|(_, positions)| *positions).unwrap_or_default()
+    }
+
+    /// Whether an OOM kill is to be told now.
+    pub fn oom_is_told(&self) -> bool {
+        let mut last = self.oom.lock().unwrap_or_else(PoisonError::into_inner);
+        let tell = last.is_none_or(|last| last.elapsed() >= OOM_INTERVAL);
+        if tell {
+            *last = Some(Instant::now());
+        }
+        tell
     }
 
     /// Ends the stub, so that the task's pid is gone.
@@ -169,5 +183,55 @@ impl Container {
         if let Err(cause) = self.stub.ended().await {
             warn!(container = self.id.as_str(), stage = "exit"; "cannot wait for the stub: {cause}");
         }
+    }
+}
+
+impl Exec {
+    /// An exec that was added.
+    pub fn new(id: String, document: oci_spec::runtime::Process, process: Process) -> Self {
+        Self { id, document, process, asked: AtomicBool::new(false), pid: AtomicU32::new(0), size: Mutex::default() }
+    }
+
+    /// As containerd is told of it; 0 before it runs.
+    pub fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    /// The guest is asked to run it.
+    pub fn is_asked_for(&self) {
+        self.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the guest was asked to run it.
+    pub fn was_asked_for(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// It runs, as this process of the guest's.
+    pub fn runs_as(&self, guest: u32) {
+        self.pid.store(told_pid(guest), Ordering::Relaxed);
+    }
+
+    /// Remembers its terminal's size for its start.
+    pub fn set_size(&self, width: u32, height: u32) {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner) = Some((width, height));
+    }
+
+    /// The size of its terminal, if it was set before there was one.
+    pub fn size(&self) -> Option<(u32, u32)> {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pid_of_the_guests_is_one_of_the_hosts() {
+        for guest in [0, 1, GUEST_PIDS - 1, GUEST_PIDS, u32::MAX] {
+            assert!((GUEST_PIDS..2 * GUEST_PIDS).contains(&told_pid(guest)), "{guest}");
+        }
+        assert_eq!(told_pid(17) - GUEST_PIDS, 17);
     }
 }

@@ -1,6 +1,6 @@
 //! Create: from containerd's request to a container that waits for Start.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ProcessStdio};
 use std::sync::Arc;
@@ -10,17 +10,19 @@ use husk_protocol::agent::CreateContainerRequest;
 use husk_protocol::control::Share;
 use husk_protocol::runtimeoptions;
 use log::{info, warn};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{self, LinuxNamespace, LinuxNamespaceType, Spec};
 use protobuf::{Message, MessageField};
 use rustix::fs::{Mode, OFlags};
 
 use super::container::Container;
 use super::error::TaskError;
 use super::pod::{Pod, Sandbox};
-use super::stdio::{Names, Stdio};
+use super::process::Process;
+use super::stdio::{Names, Owner, Stdio};
 use crate::config::Config;
+use crate::host::hooks::Hooks;
 use crate::host::installed;
-use crate::host::process::{Child, Inheritance};
+use crate::host::process::{Child, Inheritance, Network};
 use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
 use crate::{VERSION, rootfs};
@@ -36,19 +38,24 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     if !request.checkpoint().is_empty() {
         return Err(invalid("husk cannot restore checkpoints".to_owned()));
     }
-    if request.terminal() {
-        return Err(invalid("husk has no terminals yet: run it without one".to_owned()));
-    }
     let config = configuration(pod, request)?;
     let bundle = PathBuf::from(request.bundle());
     let spec_path = bundle.join("config.json");
     let spec_error = |cause| TaskError::Spec { id: id.to_owned(), cause };
     let document = std::fs::read(&spec_path).map_err(|cause| spec_error(cause.into()))?;
     let spec: Spec = serde_json::from_slice(&document).map_err(|cause| spec_error(cause.into()))?;
-    if let Some(path) = network_namespace(&spec)
+    if let Some(path) = network_namespace(&spec).and_then(|namespace| namespace.path().as_ref())
         && !path.is_absolute()
     {
         return Err(invalid(format!("the network namespace {} is not an absolute path", path.display())));
+    }
+    let hooks = Hooks::of(id, &spec, &bundle)?;
+    let terminal = spec.process().as_ref().and_then(runtime::Process::terminal).unwrap_or(false);
+    if terminal != request.terminal() {
+        let (asked, document) = (request.terminal(), terminal);
+        return Err(invalid(format!(
+            "process.terminal is {document} in its config.json, and {asked} in the request: they must agree"
+        )));
     }
     let names = Names {
         stdin: request.stdin().to_owned(),
@@ -59,7 +66,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     // The guest boots while the host's side is made.
     let host = async {
         let root = rootfs::open(&request.rootfs, &spec, &bundle, pod.directory())?;
-        let stub = spawn_stub(&spec)?;
+        let stub = spawn_stub(&spec, &hooks)?;
         Ok::<_, TaskError>((root, stub))
     };
     let (sandbox, host) = tokio::join!(pod.sandbox_for(&spec, &config), host);
@@ -70,7 +77,10 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let share_name = share.name.clone();
     let made = async {
         sandbox.machine.add_share(share, &root).await?;
-        in_guest(sandbox, id, document, &share_name, &names).await
+        let stdio = in_guest(pod, sandbox, &bundle, id, document, &share_name, &names).await?;
+        // Where runc runs them: the container's namespaces are there, its program is not.
+        hooks.create(stub.pid()).await?;
+        Ok(stdio)
     };
     let stdio = match made.await {
         Ok(stdio) => stdio,
@@ -84,23 +94,30 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
             if let Err(cause) = sandbox.machine.remove_share(&share_name).await {
                 warn!(container = id, stage = "create"; "{cause}");
             }
+            drop(stub);
+            hooks.poststop().await;
             return Err(cause);
         }
     };
     phases::stamp(Stamp::ContainerMade);
     info!(container = id, stage = "create"; "the container is made");
-    Ok(Container::new(id.to_owned(), bundle, names, stdio, stub, share_name, lone))
+    let init = Process::new(names);
+    init.opened(stdio);
+    Ok(Container::new(id.to_owned(), bundle, stub, share_name, lone, init, hooks))
 }
 
 /// The container inside the guest, with its streams.
 async fn in_guest(
+    pod: &Pod,
     sandbox: &Arc<Sandbox>,
+    bundle: &Path,
     id: &str,
     document: Vec<u8>,
     share: &str,
     names: &Names,
 ) -> Result<Stdio, TaskError> {
-    let (stdio, streams) = Stdio::open(names, sandbox.machine.streams())?;
+    let owner = Owner { id, namespace: pod.publisher.namespace(), bundle };
+    let (stdio, streams) = Stdio::open(names, owner, sandbox.machine.streams()).await?;
     let request = CreateContainerRequest {
         id: id.to_owned(),
         oci_spec: document,
@@ -143,21 +160,29 @@ fn configuration(pod: &Pod, request: &CreateTaskRequest) -> Result<Config, TaskE
     Ok(Config::read_default()?)
 }
 
-/// Where the pod's network namespace is, if there is one that somebody has made.
-fn network_namespace(spec: &Spec) -> Option<&PathBuf> {
+/// What the document says of the network namespace; none: the host's.
+fn network_namespace(spec: &Spec) -> Option<&LinuxNamespace> {
     let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
-    namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?.path().as_ref()
+    namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
 }
 
 /// The task's process on the host: in the pod's network namespace, where containerd and CNI look for it.
-fn spawn_stub(spec: &Spec) -> Result<Child, TaskError> {
-    let network = network_namespace(spec)
+fn spawn_stub(spec: &Spec, hooks: &Hooks) -> Result<Child, TaskError> {
+    let namespace = network_namespace(spec);
+    let opened = namespace
+        .and_then(|namespace| namespace.path().as_ref())
         .map(|path| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
         .transpose()
         .map_err(|cause| TaskError::Host { what: "open the pod's network namespace", cause: cause.into() })?;
+    let network = match (&opened, namespace) {
+        (Some(opened), _) => Network::At(opened.as_fd()),
+        // Nobody but a hook can put something into it.
+        (None, Some(_)) if !hooks.is_empty() => Network::New,
+        _ => Network::Host,
+    };
     let mut command = Command::new(installed(VERSION, "husk-stub"));
     command.env_clear().current_dir("/");
     command.stdin(ProcessStdio::null()).stdout(ProcessStdio::null()).stderr(ProcessStdio::null());
-    let inheritance = Inheritance { descriptor: None, network: network.as_ref().map(OwnedFd::as_fd) };
+    let inheritance = Inheritance { descriptor: None, network };
     Child::spawn(command, &inheritance).map_err(|cause| TaskError::Host { what: "start the task's husk-stub", cause })
 }

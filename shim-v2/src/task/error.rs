@@ -6,6 +6,7 @@ use super::pod::PodError;
 use super::stdio::StdioError;
 use crate::config::ConfigError;
 use crate::host::cgroup::CgroupError;
+use crate::host::hooks::HookError;
 use crate::host::host_remedy;
 use crate::rootfs::RootfsError;
 use crate::vm::{AgentError, BootError, ControlError, Ended, SizeError};
@@ -46,9 +47,32 @@ pub enum TaskError {
     /// The work on this call ended before it was done: a defect of the shim's, whose log says more.
     #[error("the call was aborted inside the shim: see containerd's log")]
     Aborted,
-    /// Not built yet.
-    #[error("husk cannot {0} yet")]
-    NotYet(&'static str),
+    /// What a virtual machine cannot do, or husk does not.
+    #[error("container {id}: husk cannot {what}")]
+    Unsupported {
+        /// Which.
+        id: String,
+        /// What was asked.
+        what: &'static str,
+    },
+    /// The document of an exec's process.
+    #[error("container {id}, exec {exec_id}: cannot read its process: {cause}")]
+    Exec {
+        /// Which.
+        id: String,
+        /// Which.
+        exec_id: String,
+        /// Why.
+        cause: serde_json::Error,
+    },
+    /// New limits.
+    #[error("container {id}: cannot read its new limits: {cause}")]
+    Limits {
+        /// Which.
+        id: String,
+        /// Why.
+        cause: serde_json::Error,
+    },
     /// The runtime document.
     #[error("container {id}: cannot read its config.json: {cause}")]
     Spec {
@@ -81,6 +105,9 @@ pub enum TaskError {
     /// The streams.
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    /// A hook of the document.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The host's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -114,6 +141,8 @@ pub enum Stage {
     Boot,
     /// The container inside the guest.
     Container,
+    /// A program of the document's on the host.
+    Hook,
 }
 
 impl Stage {
@@ -128,6 +157,7 @@ impl Stage {
             Self::Machine => "machine",
             Self::Boot => "boot",
             Self::Container => "container",
+            Self::Hook => "hook",
         }
     }
 }
@@ -140,9 +170,13 @@ impl TaskError {
             Self::NotFound(_) | Self::Finished(_) => (Code::NOT_FOUND, None),
             Self::Exists(_) => (Code::ALREADY_EXISTS, None),
             Self::State { .. } => (Code::FAILED_PRECONDITION, None),
-            Self::NotYet(_) => (Code::UNIMPLEMENTED, None),
+            Self::Unsupported { .. } => (Code::UNIMPLEMENTED, None),
+            Self::Exec { .. } | Self::Limits { .. } => (Code::INVALID_ARGUMENT, None),
             Self::Aborted => (Code::UNKNOWN, None),
-            Self::Invalid { .. } | Self::Spec { .. } | Self::Stdio(_) => (Code::INVALID_ARGUMENT, Some(Stage::Request)),
+            Self::Invalid { .. } | Self::Spec { .. } | Self::Stdio(_) | Self::Hook(HookError::Invalid { .. }) => {
+                (Code::INVALID_ARGUMENT, Some(Stage::Request))
+            }
+            Self::Hook(_) => (Code::UNKNOWN, Some(Stage::Hook)),
             Self::Config(_) => (Code::INVALID_ARGUMENT, Some(Stage::Configuration)),
             Self::Rootfs(_) => (Code::INVALID_ARGUMENT, Some(Stage::Rootfs)),
             Self::Size(_) => (Code::INVALID_ARGUMENT, Some(Stage::Machine)),

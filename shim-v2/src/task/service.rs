@@ -6,17 +6,19 @@ use async_trait::async_trait;
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse,
     DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse,
-    ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest,
-    StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+    ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse,
+    StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::shim_async::Task;
 use protobuf::MessageField;
 use ttrpc::asynchronous::TtrpcContext;
 
-use super::container::{Container, Phase};
+use super::container::{Container, Exec};
 use super::error::{Result, TaskError};
 use super::life::Life;
 use super::pod::Pod;
+use super::process::Process;
+use super::stats;
 use crate::VERSION;
 
 /// The task service of one pod.
@@ -46,10 +48,13 @@ impl TaskService {
         self.life.end().await;
     }
 
-    /// The container, or one of its execs, of which there are none yet.
-    fn process(&self, id: &str, exec_id: &str) -> Result<Arc<Container>> {
-        let container = self.life.container(id)?;
-        if exec_id.is_empty() { Ok(container) } else { Err(TaskError::NotFound(format!("{id}, exec {exec_id}"))) }
+    /// The process that a call means: a container's init, or one of its execs.
+    fn process(&self, id: &str, exec_id: &str) -> Result<Target> {
+        if exec_id.is_empty() {
+            return Ok(Target { container: self.life.container(id)?, exec: None });
+        }
+        let (container, exec) = self.life.exec(id, exec_id)?;
+        Ok(Target { container, exec: Some(exec) })
     }
 
     /// Runs work that must not stop half-way in a task of its own: ttrpc drops a handler when its caller's time is over
@@ -61,11 +66,21 @@ impl TaskService {
     {
         tokio::spawn(work).await.unwrap_or(Err(TaskError::Aborted))
     }
+}
 
-    /// What is not built yet, for a container that is here.
-    fn not_yet<T>(&self, id: &str, what: &'static str) -> ttrpc::Result<T> {
-        self.life.container(id)?;
-        Err(TaskError::NotYet(what).into())
+/// A container's init, or one of its execs.
+struct Target {
+    container: Arc<Container>,
+    exec: Option<Arc<Exec>>,
+}
+
+impl Target {
+    fn process(&self) -> &Process {
+        self.exec.as_ref().map_or(&self.container.init, |exec| &exec.process)
+    }
+
+    fn pid(&self) -> u32 {
+        self.exec.as_ref().map_or_else(|| self.container.stub.pid(), |exec| exec.pid())
     }
 }
 
@@ -78,28 +93,34 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
-        self.process(request.id(), request.exec_id())?;
         let life = Arc::clone(&self.life);
-        let pid = Self::whole(async move { life.start(request.id()).await }).await?;
+        let pid = Self::whole(async move {
+            match request.exec_id() {
+                "" => life.start(request.id()).await,
+                exec => life.start_exec(request.id(), exec).await,
+            }
+        })
+        .await?;
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
     /// Never waits for a lock that another call holds while it waits.
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
-        let container = self.process(request.id(), request.exec_id())?;
-        let phase = container.phase();
+        let target = self.process(request.id(), request.exec_id())?;
+        let (container, process) = (&target.container, target.process());
         let mut state = StateResponse {
             id: container.id.clone(),
+            exec_id: request.exec_id().to_owned(),
             bundle: container.bundle.display().to_string(),
-            pid: container.stub.pid(),
-            status: phase.status().into(),
-            stdin: container.names.stdin.clone(),
-            stdout: container.names.stdout.clone(),
-            stderr: container.names.stderr.clone(),
-            terminal: container.names.terminal,
+            pid: target.pid(),
+            status: container.status(process).into(),
+            stdin: process.names.stdin.clone(),
+            stdout: process.names.stdout.clone(),
+            stderr: process.names.stderr.clone(),
+            terminal: process.names.terminal,
             ..StateResponse::default()
         };
-        if let Phase::Stopped(exit) = phase {
+        if let Some(exit) = process.has_ended() {
             state.exit_status = exit.status;
             state.exited_at = MessageField::some(exit.at.into());
         }
@@ -107,33 +128,40 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        self.process(request.id(), request.exec_id())?;
         let life = Arc::clone(&self.life);
-        Self::whole(async move { life.kill(request.id(), request.signal, request.all).await }).await?;
+        Self::whole(async move {
+            match request.exec_id() {
+                "" => life.kill(request.id(), request.signal, request.all).await,
+                exec => life.kill_exec(request.id(), exec, request.signal).await,
+            }
+        })
+        .await?;
         Ok(Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let exit = self.process(request.id(), request.exec_id())?.exit().await;
+        let exit = self.process(request.id(), request.exec_id())?.process().exit().await;
         Ok(WaitResponse {
-            exit_status: exit.status,
-            exited_at: MessageField::some(exit.at.into()),
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| exit.at.into()).into(),
             ..WaitResponse::default()
         })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        if !request.exec_id().is_empty() {
-            self.process(request.id(), request.exec_id())?;
-        }
         let life = Arc::clone(&self.life);
-        Ok(Self::whole(async move { life.delete(request.id()).await }).await?)
+        let answer = Self::whole(async move {
+            match request.exec_id() {
+                "" => life.delete(request.id()).await,
+                exec => life.delete_exec(request.id(), exec).await,
+            }
+        });
+        Ok(answer.await?)
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        let container = self.life.container(request.id())?;
-        let process = ProcessInfo { pid: container.stub.pid(), ..ProcessInfo::default() };
-        Ok(PidsResponse { processes: vec![process], ..PidsResponse::default() })
+        let processes = self.life.pids(request.id()).await?;
+        Ok(PidsResponse { processes, ..PidsResponse::default() })
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
@@ -147,9 +175,9 @@ impl Task for TaskService {
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
-        let container = self.process(request.id(), request.exec_id())?;
+        let target = self.process(request.id(), request.exec_id())?;
         if request.stdin {
-            container.stdio.close_stdin();
+            target.process().close_stdin();
         }
         Ok(Empty::new())
     }
@@ -165,30 +193,41 @@ impl Task for TaskService {
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        self.not_yet(request.id(), "run a second process in a container (exec)")
+        self.life.add_exec(&request)?;
+        Ok(Empty::new())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        self.not_yet(request.id(), "give a container a terminal")
+        let target = self.process(request.id(), request.exec_id())?;
+        self.life.resize(&target.container, target.exec.as_ref(), request.width, request.height).await?;
+        Ok(Empty::new())
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        self.not_yet(request.id(), "pause a container")
+        let life = Arc::clone(&self.life);
+        Self::whole(async move { life.pause(request.id()).await }).await?;
+        Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.not_yet(request.id(), "resume a container")
+        let life = Arc::clone(&self.life);
+        Self::whole(async move { life.resume(request.id()).await }).await?;
+        Ok(Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        self.not_yet(request.id(), "change a container's limits")
+        self.life.update(request.id(), &request.resources).await?;
+        Ok(Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        self.not_yet(request.id(), "tell a container's use of resources")
+        let metrics = self.life.stats(request.id()).await?;
+        let stats = stats::packed(&metrics).map_err(|_| TaskError::Aborted)?;
+        Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        self.not_yet(request.id(), "checkpoint a container")
+        let id = self.life.container(request.id())?.id.clone();
+        Err(TaskError::Unsupported { id, what: "checkpoint a container" }.into())
     }
 }

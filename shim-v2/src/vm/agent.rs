@@ -13,6 +13,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{self, Context};
 
+use crate::config::limits;
+
 /// Events in one answer.
 const EVENTS: u32 = 64;
 
@@ -39,12 +41,14 @@ pub enum AgentError {
         cause: String,
     },
     /// No answer in time.
-    #[error("the guest's agent did not {call} in {} s (limits.call_s)", .limit.as_secs())]
+    #[error("the guest's agent did not {call} in {} s ({key})", .limit.as_secs())]
     Timeout {
         /// What was asked.
         call: &'static str,
         /// The limit.
         limit: Duration,
+        /// Its key in the configuration.
+        key: &'static str,
     },
     /// Another protocol.
     #[error(
@@ -65,6 +69,29 @@ fn printable(text: &str) -> String {
     cut.map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
+/// Which of the configuration's limits a call has.
+#[derive(Debug, Clone, Copy)]
+enum Limit {
+    /// Something is done.
+    Call,
+    /// Something is looked up, and somebody waits for it: containerd gives State, Stats and Pids 2 s.
+    Query,
+}
+
+impl Limit {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Call => "limits.call_s",
+            Self::Query => "limits.query_s",
+        }
+    }
+}
+
+/// A call's own limit, which the agent learns: a little more than ours, which comes first and has better words.
+fn context_for(limit: Duration) -> Context {
+    context::with_duration(limit + Duration::from_secs(1))
+}
+
 /// The shim's end of the agent's connection. Clones share it.
 #[derive(Clone)]
 pub struct AgentClient {
@@ -82,10 +109,8 @@ impl AgentClient {
         Ok(Self { client: rpc::AgentClient::new(Client::new(Socket::new(stream))), limit })
     }
 
-    /// A call's own limit, which the agent learns.
     fn context(&self) -> Context {
-        // A little more than ours, which comes first and has better words.
-        context::with_duration(self.limit + Duration::from_secs(1))
+        context_for(self.limit)
     }
 
     /// Waits for an answer; `name` says what was asked, in messages.
@@ -94,9 +119,19 @@ impl AgentClient {
         name: &'static str,
         answer: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, AgentError> {
+        self.answer_within(Limit::Call, self.limit, name, answer).await
+    }
+
+    async fn answer_within<T>(
+        &self,
+        key: Limit,
+        limit: Duration,
+        name: &'static str,
+        answer: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
         // ttrpc's own limit does not cover the write; ours is for both.
-        match tokio::time::timeout(self.limit, answer).await {
-            Err(_) => Err(AgentError::Timeout { call: name, limit: self.limit }),
+        match tokio::time::timeout(limit, answer).await {
+            Err(_) => Err(AgentError::Timeout { call: name, limit, key: key.name() }),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(ttrpc::Error::RpcStatus(status))) => {
                 Err(AgentError::Refused { code: status.code(), message: printable(status.message()) })
@@ -146,13 +181,76 @@ impl AgentClient {
         self.answer("start the container", self.client.start_container(self.context(), &request)).await.map(drop)
     }
 
-    /// Sends a signal to a container's init, or to all of its processes.
+    /// Runs one more process in a container; returns its pid in the guest.
     ///
     /// # Errors
     /// See [`AgentError`].
-    pub async fn signal(&self, id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
-        let request = rpc::SignalRequest { id: id.to_owned(), signal, all, ..Default::default() };
+    pub async fn exec(&self, request: rpc::ExecRequest) -> Result<u32, AgentError> {
+        Ok(self.answer("run the process", self.client.exec(self.context(), &request)).await?.pid)
+    }
+
+    /// Sends a signal to a container's init, to one of its execs, or to all of its processes.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
+        let request = rpc::SignalRequest { id, exec_id, signal, all, ..Default::default() };
         self.answer("send a signal", self.client.signal(self.context(), &request)).await.map(drop)
+    }
+
+    /// Sets the size of a process's terminal: columns and rows.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn resize(&self, id: &str, exec_id: &str, width: u32, height: u32) -> Result<(), AgentError> {
+        let (container_id, exec_id) = (id.to_owned(), exec_id.to_owned());
+        let request = rpc::ResizeTerminalRequest { container_id, exec_id, width, height, ..Default::default() };
+        let resized = self.client.resize_terminal(self.context(), &request);
+        self.answer("set the terminal's size", resized).await.map(drop)
+    }
+
+    /// Stops a container's processes where they are, or lets them go on.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn freeze(&self, id: &str, frozen: bool) -> Result<(), AgentError> {
+        let request = rpc::FreezeRequest { id: id.to_owned(), frozen, ..Default::default() };
+        let name = if frozen { "pause the container" } else { "resume the container" };
+        self.answer(name, self.client.freeze(self.context(), &request)).await.map(drop)
+    }
+
+    /// Changes a container's limits: the OCI document's `linux.resources`.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), AgentError> {
+        let request = rpc::UpdateContainerRequest { id: id.to_owned(), resources, ..Default::default() };
+        let updated = self.client.update_container(self.context(), &request);
+        self.answer("change the container's limits", updated).await.map(drop)
+    }
+
+    /// What a container has used.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn stats(&self, id: &str) -> Result<rpc::Stats, AgentError> {
+        let request = rpc::StatsRequest { id: id.to_owned(), ..Default::default() };
+        let limit = limits().query();
+        let stats = self.client.stats(context_for(limit), &request);
+        let answer = self.answer_within(Limit::Query, limit, "tell what it uses", stats).await?;
+        Ok(answer.stats.unwrap_or_default())
+    }
+
+    /// A container's processes, its init first.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn processes(&self, id: &str) -> Result<Vec<rpc::Process>, AgentError> {
+        let request = rpc::ProcessesRequest { id: id.to_owned(), ..Default::default() };
+        let limit = limits().query();
+        let processes = self.client.processes(context_for(limit), &request);
+        Ok(self.answer_within(Limit::Query, limit, "list its processes", processes).await?.processes)
     }
 
     /// Waits for events after `after`, which are acknowledged by it. Returns when there are some.

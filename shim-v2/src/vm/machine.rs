@@ -22,7 +22,7 @@ use super::relay::{LastWords, relay};
 use super::sizing::Size;
 use super::streams::Streams;
 use crate::config::{Config, limits};
-use crate::host::process::{Child, How, Inheritance};
+use crate::host::process::{Child, How, Inheritance, Network};
 use crate::host::{host_remedy, installed};
 
 /// Between two questions whether a guest that is not ready yet has halted. Nothing tells: a halt does not leave KVM_RUN
@@ -187,7 +187,7 @@ impl Machine {
         let mut command = Command::new(&parts.vmm);
         command.args(["--control-fd", "3"]).env_clear().current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(sender);
-        let inheritance = Inheritance { descriptor: Some(theirs.as_fd()), network: None };
+        let inheritance = Inheritance { descriptor: Some(theirs.as_fd()), network: Network::Host };
         let process =
             Child::spawn(command, &inheritance).map_err(|cause| BootError::Spawn { path: parts.vmm.clone(), cause })?;
         drop(theirs);

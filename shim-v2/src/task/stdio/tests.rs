@@ -5,9 +5,19 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::OpenOptions;
 
+use rustix::fs::{FileType, Mode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::*;
 
 const LONG: Duration = Duration::from_secs(30);
+
+fn owner(directory: &TempDir) -> Owner<'_> {
+    Owner { id: "c", namespace: "default", bundle: directory.path() }
+}
+
+/// More than is ever written: the end of all outputs.
+const END: Positions = Positions { stdout: u64::MAX, stderr: u64::MAX };
 
 fn fifo(directory: &TempDir, name: &str) -> String {
     let path = directory.path().join(name);
@@ -32,7 +42,7 @@ async fn every_byte_comes_out_before_it_is_drained() {
     let streams = Arc::new(Streams::default());
     let names = Names { stdout: fifo(&directory, "out"), stderr: fifo(&directory, "err"), ..Names::default() };
     let mut client = OpenOptions::new().open_receiver(&names.stdout).unwrap();
-    let (stdio, told) = Stdio::open(&names, &streams).unwrap();
+    let (stdio, told) = Stdio::open(&names, owner(&directory), &streams).await.unwrap();
     assert!(told.stdin_nonce.is_empty());
     let mut out = dial(&streams, &told.stdout_nonce).await;
     let err = dial(&streams, &told.stderr_nonce).await;
@@ -40,13 +50,13 @@ async fn every_byte_comes_out_before_it_is_drained() {
     let data: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
     let sent = data.clone();
     let writer = tokio::spawn(async move { out.write_all(&sent).await });
-    assert!(!stdio.drained(Duration::from_millis(20)).await, "two outputs flow");
+    assert!(!stdio.drained(END, Duration::from_millis(20)).await, "two outputs flow");
     let mut got = vec![0; data.len()];
     client.read_exact(&mut got).await.unwrap();
     assert!(got == data);
     writer.await.unwrap().unwrap();
     drop(err);
-    assert!(stdio.drained(LONG).await);
+    assert!(stdio.drained(END, LONG).await);
 }
 
 #[tokio::test]
@@ -54,7 +64,7 @@ async fn input_ends_with_closeio_and_the_last_writer() {
     let directory = tempfile::tempdir().unwrap();
     let streams = Arc::new(Streams::default());
     let names = Names { stdin: fifo(&directory, "in"), ..Names::default() };
-    let (stdio, told) = Stdio::open(&names, &streams).unwrap();
+    let (stdio, told) = Stdio::open(&names, owner(&directory), &streams).await.unwrap();
     let mut stream = dial(&streams, &told.stdin_nonce).await;
     // A client that comes and goes ends nothing.
     let mut client = OpenOptions::new().open_sender(&names.stdin).unwrap();
@@ -80,20 +90,56 @@ async fn a_file_is_written_at_its_end() {
     std::fs::write(&path, "before ").unwrap();
     let streams = Arc::new(Streams::default());
     let names = Names { stdout: format!("file://{}", path.display()), ..Names::default() };
-    let (stdio, told) = Stdio::open(&names, &streams).unwrap();
+    let (stdio, told) = Stdio::open(&names, owner(&directory), &streams).await.unwrap();
     let mut stream = dial(&streams, &told.stdout_nonce).await;
     stream.write_all(b"after").await.unwrap();
     drop(stream);
-    assert!(stdio.drained(LONG).await);
+    assert!(stdio.drained(Positions { stdout: 5, stderr: 0 }, LONG).await);
     assert_eq!(std::fs::read(Path::new(&path)).unwrap(), b"before after");
 }
 
 #[tokio::test]
+async fn what_comes_before_the_exit_is_drained_though_a_child_holds_the_stream() {
+    let directory = tempfile::tempdir().unwrap();
+    let streams = Arc::new(Streams::default());
+    let names = Names { stdout: fifo(&directory, "out"), ..Names::default() };
+    let mut client = OpenOptions::new().open_receiver(&names.stdout).unwrap();
+    let (stdio, told) = Stdio::open(&names, owner(&directory), &streams).await.unwrap();
+    let mut out = dial(&streams, &told.stdout_nonce).await;
+    out.write_all(b"last words").await.unwrap();
+    assert!(stdio.drained(Positions { stdout: 10, stderr: 0 }, LONG).await);
+    assert!(!stdio.drained(Positions { stdout: 11, stderr: 0 }, Duration::from_millis(20)).await);
+    let mut got = [0; 10];
+    client.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"last words");
+    stdio.close().await;
+    assert_eq!(client.read(&mut got).await.unwrap(), 0, "our ends are closed");
+}
+
+#[tokio::test]
+async fn a_file_takes_both_outputs() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new/log");
+    let streams = Arc::new(Streams::default());
+    let names = Names { stdout: format!("file://{}", path.display()), ..Names::default() };
+    let (stdio, told) = Stdio::open(&names, owner(&directory), &streams).await.unwrap();
+    let mut out = dial(&streams, &told.stdout_nonce).await;
+    let mut err = dial(&streams, &told.stderr_nonce).await;
+    out.write_all(b"one ").await.unwrap();
+    assert!(stdio.drained(Positions { stdout: 4, stderr: 0 }, LONG).await);
+    err.write_all(b"two").await.unwrap();
+    assert!(stdio.drained(Positions { stdout: 4, stderr: 3 }, LONG).await);
+    assert_eq!(std::fs::read(&path).unwrap(), b"one two");
+}
+
+#[tokio::test]
 async fn what_cannot_be_opened_is_named() {
+    let directory = tempfile::tempdir().unwrap();
     let streams = Arc::new(Streams::default());
     let names = Names { stdout: "/nonexistent/fifo".into(), ..Names::default() };
-    let cause = Stdio::open(&names, &streams).unwrap_err().to_string();
+    let cause = Stdio::open(&names, owner(&directory), &streams).await.unwrap_err().to_string();
     assert!(cause.contains("/nonexistent/fifo") && cause.contains("stdout"), "{cause}");
-    let names = Names { stderr: "binary:///logger?a=b".into(), ..Names::default() };
-    assert!(matches!(Stdio::open(&names, &streams), Err(StdioError::Uri { name: "stderr", .. })));
+    let names = Names { stderr: "http://logger".into(), ..Names::default() };
+    let cause = Stdio::open(&names, owner(&directory), &streams).await.unwrap_err();
+    assert!(matches!(cause, StdioError::Uri { name: "stderr", .. }));
 }

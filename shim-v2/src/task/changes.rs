@@ -1,0 +1,137 @@
+//! What can be asked of and done to a container that runs: its processes, its use of resources, its limits, its freezer,
+//! its terminals.
+
+use std::sync::Arc;
+
+use containerd_shim_protos::api::ProcessInfo;
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::events::task::{TaskPaused, TaskResumed};
+use husk_protocol::agent;
+use husk_protocol::runc::ProcessDetails;
+use log::{debug, warn};
+use oci_spec::runtime::LinuxResources;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+
+use super::container::{Container, Exec, told_pid};
+use super::error::{Result, TaskError};
+use super::life::Life;
+use super::process::Phase;
+use super::stats;
+
+/// Processes in one answer, at most: the guest says them.
+const MOST_PROCESSES: usize = 32_768;
+/// The type of the details of a process, as runc's shim has it.
+const DETAILS: &str = "containerd.runc.v1.ProcessDetails";
+
+impl Life {
+    /// Pids: the task's own, and those of the guest, behind the host's numbers. A guest that does not answer has at least the
+    /// first: containerd takes a task without processes for a shim that was left behind, and deletes it.
+    pub async fn pids(&self, id: &str) -> Result<Vec<ProcessInfo>> {
+        let container = self.container(id)?;
+        let task = ProcessInfo { pid: container.stub.pid(), ..ProcessInfo::default() };
+        let mut processes = vec![task];
+        if container.init.has_ended().is_none() {
+            match self.sandbox(id)?.agent.processes(id).await {
+                // Init is the task.
+                Ok(told) => processes.extend(
+                    told.into_iter().skip(1).take(MOST_PROCESSES).map(|process| described(&container, &process)),
+                ),
+                Err(cause) => warn!(container = id, stage = "pids"; "only the task's own pid is told: {cause}"),
+            }
+        }
+        Ok(processes)
+    }
+
+    /// Stats; a container that has ended has those of its end.
+    pub async fn stats(&self, id: &str) -> Result<Metrics> {
+        let container = self.container(id)?;
+        if let Some(metrics) = container.last_metrics() {
+            return Ok(metrics.clone());
+        }
+        Ok(stats::metrics(&self.sandbox(id)?.agent.stats(id).await?))
+    }
+
+    /// Update: `linux.resources` of the OCI document.
+    pub async fn update(&self, id: &str, resources: &Any) -> Result<()> {
+        let container = self.container(id)?;
+        if container.init.has_ended().is_some() {
+            return Err(TaskError::State { id: id.to_owned(), what: "change its limits", state: container.state() });
+        }
+        let invalid = |cause| TaskError::Limits { id: id.to_owned(), cause };
+        let resources: LinuxResources = serde_json::from_slice(&resources.value).map_err(invalid)?;
+        let resources = serde_json::to_vec(&resources).map_err(invalid)?;
+        Ok(self.sandbox(id)?.agent.update(id, resources).await?)
+    }
+
+    /// Pause.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        let _freezer = container.freezer.lock().await;
+        if container.init.phase() != Phase::Running || container.is_paused() {
+            return Err(TaskError::State { id: id.to_owned(), what: "pause it", state: container.state() });
+        }
+        let agent = &self.sandbox(id)?.agent;
+        if let Err(cause) = agent.freeze(id, true).await {
+            // Half of its processes may have stopped.
+            if let Err(cause) = agent.freeze(id, false).await {
+                debug!(container = id, stage = "pause"; "{cause}");
+            }
+            return Err(cause.into());
+        }
+        container.set_paused(true);
+        self.pod.publisher.publish(&TaskPaused { container_id: id.to_owned(), ..TaskPaused::default() });
+        Ok(())
+    }
+
+    /// Resume.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        let _freezer = container.freezer.lock().await;
+        if container.init.phase() != Phase::Running || !container.is_paused() {
+            return Err(TaskError::State { id: id.to_owned(), what: "resume it", state: container.state() });
+        }
+        self.sandbox(id)?.agent.freeze(id, false).await?;
+        container.set_paused(false);
+        self.pod.publisher.publish(&TaskResumed { container_id: id.to_owned(), ..TaskResumed::default() });
+        Ok(())
+    }
+
+    /// ResizePty. A process without a terminal has nothing to resize; an exec that does not run yet begins with the size.
+    pub async fn resize(
+        &self,
+        container: &Arc<Container>,
+        exec: Option<&Arc<Exec>>,
+        width: u32,
+        height: u32,
+    ) -> Result<()> {
+        let process = exec.map_or(&container.init, |exec| &exec.process);
+        if !process.names.terminal {
+            return Ok(());
+        }
+        if let Some(exec) = exec
+            && process.phase() == Phase::Created
+        {
+            exec.set_size(width, height);
+            return Ok(());
+        }
+        let id = &container.id;
+        let exec_id = exec.map_or("", |exec| exec.id.as_str());
+        if process.has_ended().is_some() {
+            return Ok(());
+        }
+        Ok(self.sandbox(id)?.agent.resize(id, exec_id, width, height).await?)
+    }
+}
+
+/// A process of the guest's; which exec it is, is the shim's word and not the guest's.
+fn described(container: &Container, process: &agent::Process) -> ProcessInfo {
+    let pid = told_pid(process.pid);
+    let exec = container.execs().into_iter().find(|exec| exec.pid() == pid);
+    // A message of one short text can always be encoded.
+    let details = exec.and_then(|exec| {
+        ProcessDetails { exec_id: exec.id.clone(), ..ProcessDetails::default() }.write_to_bytes().ok()
+    });
+    let info = details.map(|value| Any { type_url: DETAILS.to_owned(), value, ..Any::default() });
+    ProcessInfo { pid, info: info.into(), ..ProcessInfo::default() }
+}

@@ -1,0 +1,122 @@
+//! What carries the bytes.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use log::warn;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+
+use super::Flow;
+use super::files::Output;
+use crate::vm::Announced;
+use crate::watched::watch as watch_fd;
+
+/// Bytes that are moved at once: what a fifo holds.
+const CHUNK: usize = 64 * 1024;
+
+/// From the fifo to the process, until the last writer is gone; then the process sees the end.
+pub(super) async fn carry_in(fifo: OwnedFd, announced: Announced) {
+    let Some(mut stream) = announced.stream().await else { return };
+    let fifo = match watch_fd(fifo, Interest::READABLE) {
+        Ok(fifo) => fifo,
+        Err(cause) => {
+            warn!("standard input is not carried: {cause}");
+            return;
+        }
+    };
+    // Made when it is needed: most inputs are silent.
+    let mut buffer = Vec::new();
+    loop {
+        let read = fifo.async_io(Interest::READABLE, |fd| {
+            buffer.resize(CHUNK, 0);
+            Ok(rustix::io::read(fd.as_fd(), &mut *buffer)?)
+        });
+        match read.await {
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => break,
+            // The process closed it, or has ended.
+            Ok(count) => {
+                if stream.write_all(&buffer[..count]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    // An error means that nobody is there to see the end.
+    let _ = stream.shutdown().await;
+}
+
+/// From the process to containerd, until all processes that hold the stream are gone. What cannot be delivered is taken
+/// all the same: no process is stopped by its log.
+pub(super) async fn carry_out(announced: Announced, output: Output, flow: Flow) {
+    let Some(stream) = announced.stream().await else { return };
+    let mut sink = match Sink::new(output) {
+        Ok(sink) => sink,
+        Err(cause) => {
+            warn!("output is not carried: {cause}");
+            return;
+        }
+    };
+    let mut buffer = Vec::new();
+    while let Ok(count @ 1..) = read_some(&stream, &mut buffer).await {
+        if let Err(cause) = sink.write(&buffer[..count]).await {
+            warn!("output is lost from here on: {cause}");
+            sink = Sink::Nothing;
+        }
+        flow.delivered(count);
+    }
+}
+
+/// Reads what there is, into a buffer that is made when it is needed.
+async fn read_some(stream: &UnixStream, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        buffer.resize(CHUNK, 0);
+        match stream.try_read(buffer) {
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
+            other => return other,
+        }
+    }
+}
+
+/// An output in the event loop.
+enum Sink {
+    File(OwnedFd),
+    Pipe {
+        write: AsyncFd<OwnedFd>,
+        /// The end of a fifo that is only held.
+        _read: Option<OwnedFd>,
+    },
+    Nothing,
+}
+
+impl Sink {
+    fn new(output: Output) -> io::Result<Self> {
+        Ok(match output {
+            Output::File(file) => Self::File(file),
+            Output::Fifo { write, read } => {
+                Self::Pipe { write: watch_fd(write, Interest::WRITABLE)?, _read: Some(read) }
+            }
+            Output::Pipe(write) => Self::Pipe { write: watch_fd(write, Interest::WRITABLE)?, _read: None },
+        })
+    }
+
+    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = match self {
+                Self::File(file) => rustix::io::write(file, bytes).map_err(io::Error::from),
+                Self::Pipe { write, .. } => {
+                    write.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd.as_fd(), bytes)?)).await
+                }
+                Self::Nothing => return Ok(()),
+            };
+            match written {
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                other => bytes = &bytes[other?..],
+            }
+        }
+        Ok(())
+    }
+}
