@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use husk_cli::bench::report::{Outcome, Report, Runtime as Measured};
+use husk_cli::bench::report::{Execs, Outcome, Report, Runs, Runtime as Measured};
 use husk_cli::bench::stats::{Ratio, Summary};
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +98,23 @@ impl Record {
         time(Runtime::Husk)?.ratio(&time(Runtime::Runc)?, Some(&time(Runtime::Null)?))
     }
 
+    /// The same of an exec.
+    #[must_use]
+    pub fn exec_above_the_floor(&self) -> Option<Ratio> {
+        let time = |runtime| Some(measured(&self.runtime(runtime)?.exec)?.time);
+        time(Runtime::Husk)?.ratio(&time(Runtime::Runc)?, Some(&time(Runtime::Null)?))
+    }
+
+    /// How much of what a megabyte of an exec's output takes with runc it takes with husk.
+    #[must_use]
+    pub fn megabyte(&self) -> Option<f64> {
+        let more = |runtime| {
+            let measures = self.runtime(runtime)?;
+            Some(measured(&measures.exec_mib)?.time.median - measured(&measures.exec)?.time.median)
+        };
+        Some(more(Runtime::Husk)? / more(Runtime::Runc)?)
+    }
+
     /// Private memory of husk's processes for one idle container, MiB.
     #[must_use]
     pub fn private_mib(&self) -> Option<f64> {
@@ -105,6 +122,13 @@ impl Record {
             Outcome::Measured(idle) => Some(idle.private_kib() as f64 / 1024.0),
             Outcome::Refused(_) => None,
         }
+    }
+}
+
+fn measured(execs: &Outcome<Execs>) -> Option<&Runs> {
+    match execs {
+        Outcome::Measured(execs) => Some(&execs.runs),
+        Outcome::Refused(_) => None,
     }
 }
 

@@ -160,9 +160,20 @@ impl<D: Dial> Service<D> {
 
     pub(super) fn send_signal(&self, request: &SignalRequest) -> Result<(), ServiceError> {
         let number = request.signal;
+        let member = self.container(&request.id)?;
+        if number == 0 {
+            // kill(2): only whether there is somebody to send one to.
+            return match request.exec_id.as_str() {
+                "" => Ok(()),
+                exec => member
+                    .execs
+                    .get(exec)
+                    .map(drop)
+                    .ok_or_else(|| ServiceError::NoExec { id: request.id.clone(), exec_id: exec.to_owned() }),
+            };
+        }
         let signal =
             signal_from(number).ok_or_else(|| ServiceError::Invalid(format!("signal {number}: there is none")))?;
-        let member = self.container(&request.id)?;
         let not_found = || match request.exec_id.as_str() {
             "" => ServiceError::NotFound(request.id.clone()),
             exec => ServiceError::NoExec { id: request.id.clone(), exec_id: exec.to_owned() },

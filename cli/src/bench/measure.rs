@@ -12,7 +12,7 @@ use super::BenchError;
 use super::ctr::{self, Output};
 use super::host::{self, Counters};
 use super::phases::{Stamps, has_stamps};
-use super::report::{Idle, Outcome, Report, Run, Runs, Runtime, Segment};
+use super::report::{Execs, Idle, Outcome, Report, Run, Runs, Runtime, Segment};
 use super::root::Root;
 
 /// Runs that do not count: containerd's and the kernel's first times.
@@ -113,16 +113,19 @@ impl Bench<'_> {
     async fn everything(&self) -> Result<Report, BenchError> {
         let host = host::describe().await?;
         let starts = self.starts().await?;
-        let execs = self.execs().await?;
+        let execs = self.execs("exec", &["/bin/echo", WORD], &format!("{WORD}\n")).await?;
+        // Zeroes: what is measured is how they get out.
+        let bulk = ["head", "-c", "1048576", "/dev/zero"];
+        let bulk = self.execs("exec with 1 MiB of output", &bulk, &"\0".repeat(1 << 20)).await?;
         let mut runtimes = Vec::new();
-        for ((name, starts), exec) in starts.into_iter().zip(execs) {
+        for (((name, starts), exec), exec_mib) in starts.into_iter().zip(execs).zip(bulk) {
             let idle = self.idle(&name).await?;
             let printed = starts.iter().all(|start| start.printed);
             let phases = median_of(&starts);
             let start = Runs::of(starts.into_iter().map(|start| start.run).collect());
             let none = || BenchError::Failed { what: format!("measure {name}"), why: "no runs".to_owned() };
             let start = start.ok_or_else(none)?;
-            runtimes.push(Runtime { name, start, printed, phases, exec, idle });
+            runtimes.push(Runtime { name, start, printed, phases, exec, exec_mib, idle });
         }
         Ok(Report {
             husk: husk_shim::VERSION.to_owned(),
@@ -218,26 +221,33 @@ impl Bench<'_> {
         Ok(Outcome::Refused("its containers do not stay".to_owned()))
     }
 
-    /// Execs in one idle container of each runtime, in turn.
-    async fn execs(&self) -> Result<Vec<Outcome<Runs>>, BenchError> {
+    /// Execs of `command` in one idle container of each runtime, in turn; `wanted` is what they are to print.
+    async fn execs(&self, what: &str, command: &[&str], wanted: &str) -> Result<Vec<Outcome<Execs>>, BenchError> {
         let mut containers = Vec::new();
         for runtime in &self.plan.runtimes {
             containers.push(self.stay(runtime).await?);
         }
         let mut runs: Vec<Vec<Run>> = vec![Vec::new(); containers.len()];
+        let mut printed = vec![true; containers.len()];
         for round in 0..self.plan.runs + WARM_UP {
-            self.progress.round("exec", round, self.plan.runs);
-            for ((container, into), runtime) in containers.iter_mut().zip(&mut runs).zip(&self.plan.runtimes) {
+            self.progress.round(what, round, self.plan.runs);
+            for (at, (container, runtime)) in containers.iter_mut().zip(&self.plan.runtimes).enumerate() {
                 let Outcome::Measured(id) = &*container else { continue };
                 self.go_on()?;
                 let exec = format!("exec{round}");
-                let words = ["task", "exec", "--exec-id", &exec, id, "/bin/echo", WORD];
+                let words: Vec<&str> =
+                    ["task", "exec", "--exec-id", &exec, id].into_iter().chain(command.iter().copied()).collect();
                 let before = Counters::now()?;
                 let begin = now();
                 let output = ctr::ctr(&words).await?;
                 let end = now();
-                if output.is_success() && output.stdout.trim_end() == WORD {
-                    if round >= WARM_UP {
+                if output.is_success() {
+                    if let Some(printed) = printed.get_mut(at) {
+                        *printed &= output.stdout == wanted;
+                    }
+                    if round >= WARM_UP
+                        && let Some(into) = runs.get_mut(at)
+                    {
                         into.push(before.run(end - begin)?);
                     }
                 } else if round == 0 {
@@ -250,11 +260,11 @@ impl Bench<'_> {
             }
         }
         let mut outcomes = Vec::new();
-        for (container, runs) in containers.into_iter().zip(runs) {
+        for ((container, runs), printed) in containers.into_iter().zip(runs).zip(printed) {
             outcomes.push(match (container, Runs::of(runs)) {
                 (Outcome::Measured(id), Some(runs)) => {
                     ctr::remove(&id).await?;
-                    Outcome::Measured(runs)
+                    Outcome::Measured(Execs { runs, printed })
                 }
                 (Outcome::Refused(why), _) => Outcome::Refused(why),
                 (Outcome::Measured(_), None) => Outcome::Refused("no runs".to_owned()),

@@ -53,8 +53,10 @@ pub struct Runtime {
     pub printed: bool,
     /// The phases of the start whose duration is the median; empty if the runtime has no time stamps.
     pub phases: Vec<Segment>,
-    /// `ctr task exec`.
-    pub exec: Outcome<Runs>,
+    /// `ctr task exec` of `echo`.
+    pub exec: Outcome<Execs>,
+    /// The same of a program that prints 1 MiB.
+    pub exec_mib: Outcome<Execs>,
     /// Memory of idle containers.
     pub idle: Outcome<Idle>,
 }
@@ -67,6 +69,15 @@ pub enum Outcome<T> {
     Measured(T),
     /// It did, in these words.
     Refused(String),
+}
+
+/// Execs of one kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Execs {
+    /// They.
+    pub runs: Runs,
+    /// Whether they have printed what they were told to.
+    pub printed: bool,
 }
 
 /// Runs of one kind.
@@ -199,11 +210,12 @@ pub(super) fn example() -> Report {
         start: runs(times),
         printed: true,
         phases: Vec::new(),
-        exec: Outcome::Measured(runs([116.0, 117.0, 115.0])),
+        exec: Outcome::Measured(Execs { runs: runs([116.0, 117.0, 115.0]), printed: true }),
+        exec_mib: Outcome::Measured(Execs { runs: runs([126.0, 127.0, 125.0]), printed: false }),
         idle: Outcome::Measured(Idle { more: 10, available_kib_each: 11_264.0, processes: Vec::new() }),
     };
     let mut husk = runtime("io.containerd.husk.v2", [185.0, 186.0, 187.0]);
-    husk.exec = Outcome::Refused("husk cannot exec yet".into());
+    husk.exec = Outcome::Refused("it has no head".into());
     let parts = [
         (Who::Containerd, 40.0),
         (Who::Shim, 8.0),

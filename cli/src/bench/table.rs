@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Outcome, Report, Runs, Runtime};
+use super::report::{Execs, Outcome, Report, Runs, Runtime};
 use super::stats::Summary;
 
 /// What the others are compared with, if it was measured.
@@ -38,11 +38,8 @@ pub fn text(report: &Report) -> String {
     for runtime in report.runtimes.iter().filter(|runtime| !runtime.printed) {
         let _ = writeln!(out, "  {}: its containers did not print what they were told to", runtime.name);
     }
-    let _ = writeln!(out, "\nexec (ctr task exec)");
-    rows(&mut out, report, |runtime| match &runtime.exec {
-        Outcome::Measured(runs) => Ok(runs),
-        Outcome::Refused(why) => Err(why),
-    });
+    execs(&mut out, report, "exec (ctr task exec)", |runtime| &runtime.exec);
+    execs(&mut out, report, "exec, with 1 MiB of output", |runtime| &runtime.exec_mib);
     let _ = writeln!(out, "\nidle container");
     let width = width(report);
     for runtime in &report.runtimes {
@@ -98,6 +95,19 @@ fn rows<'a>(out: &mut String, report: &'a Report, of: impl Fn(&'a Runtime) -> Re
     }
 }
 
+fn execs(out: &mut String, report: &Report, what: &str, of: fn(&Runtime) -> &Outcome<Execs>) {
+    let _ = writeln!(out, "\n{what}");
+    rows(out, report, |runtime| match of(runtime) {
+        Outcome::Measured(execs) => Ok(&execs.runs),
+        Outcome::Refused(why) => Err(why),
+    });
+    for runtime in &report.runtimes {
+        if let Outcome::Measured(Execs { printed: false, .. }) = of(runtime) {
+            let _ = writeln!(out, "  {}: its processes did not print what they were told to", runtime.name);
+        }
+    }
+}
+
 /// A median with its interval.
 #[must_use]
 pub fn interval(summary: &Summary) -> String {
@@ -122,7 +132,7 @@ mod tests {
         let text = text(&example());
         assert!(text.contains("io.containerd.husk.v2  186.0 (185.0 to 187.0)"), "{text}");
         assert!(text.contains("0.74 (0.74 to 0.75) of io.containerd.runc.v2"), "{text}");
-        assert!(text.contains("not measured: husk cannot exec yet"), "{text}");
+        assert!(text.contains("not measured: it has no head"), "{text}");
         assert!(text.contains("null.v2: its containers did not print"), "{text}");
         let mut same = example();
         same.runtimes[0].start = same.runtimes[1].start.clone();

@@ -12,12 +12,14 @@ use log::{debug, warn};
 use oci_spec::runtime::LinuxResources;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
+use ttrpc::Code;
 
 use super::container::{Container, Exec, told_pid};
 use super::error::{Result, TaskError};
 use super::life::Life;
 use super::process::Phase;
 use super::stats;
+use crate::vm::AgentError;
 
 /// Processes in one answer, at most: the guest says them.
 const MOST_PROCESSES: usize = 32_768;
@@ -117,10 +119,14 @@ impl Life {
         }
         let id = &container.id;
         let exec_id = exec.map_or("", |exec| exec.id.as_str());
-        if process.has_ended().is_some() {
+        if process.phase() != Phase::Running && process.phase() != Phase::Created {
             return Ok(());
         }
-        Ok(self.sandbox(id)?.agent.resize(id, exec_id, width, height).await?)
+        match self.sandbox(id)?.agent.resize(id, exec_id, width, height).await {
+            // It has just ended: there is nothing to resize, and nobody to tell.
+            Err(AgentError::Refused { code: Code::NOT_FOUND, .. }) => Ok(()),
+            other => Ok(other?),
+        }
     }
 }
 

@@ -155,6 +155,8 @@ impl Life {
             let state = exec.process.phase().name();
             return Err(TaskError::State { id: format!("{id}, exec {exec_id}"), what: "delete it", state });
         }
+        // Whoever waits for one that was never started waits for nothing.
+        exec.process.failed();
         // What another process of it still writes goes nowhere.
         exec.process.close().await;
         let answer = answer(exec.pid(), exec.process.has_ended());

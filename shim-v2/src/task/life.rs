@@ -179,7 +179,8 @@ impl Life {
     pub async fn kill(self: &Arc<Self>, id: &str, signal: u32, all: bool) -> Result<()> {
         let container = self.container(id)?;
         if container.init.has_ended().is_some() {
-            return Err(TaskError::Finished(id.to_owned()));
+            // None is left of all, which is what was wanted.
+            return if all { Ok(()) } else { Err(TaskError::Finished(id.to_owned())) };
         }
         self.signal_and_expect(container, None, signal, all).await
     }

@@ -109,8 +109,8 @@ impl Task for TaskService {
         let target = self.process(request.id(), request.exec_id())?;
         let (container, process) = (&target.container, target.process());
         let mut state = StateResponse {
-            id: container.id.clone(),
-            exec_id: request.exec_id().to_owned(),
+            // Of an exec its own, as runc's shim has it.
+            id: target.exec.as_ref().map_or_else(|| container.id.clone(), |exec| exec.id.clone()),
             bundle: container.bundle.display().to_string(),
             pid: target.pid(),
             status: container.status(process).into(),

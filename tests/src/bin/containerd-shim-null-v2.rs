@@ -2,19 +2,25 @@
 //! takes is what `ctr` and containerd take, whatever the runtime. Nothing installs it.
 //!
 //! It keeps the contract: its task has a pid of its own, which is gone before the exit is told, and events come in their
-//! order. Its container "runs" from Start to the next moment, prints nothing and ends with status 0.
+//! order. Its container "runs" from Start to the next moment, prints nothing and ends with status 0; one that could print
+//! nowhere stays until it is killed, for execs, which "run" as containers do.
 
+use std::collections::HashMap;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
     ConnectRequest, ConnectResponse, CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty,
-    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, WaitRequest, WaitResponse,
+    ExecProcessRequest, KillRequest, ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse,
+    WaitRequest, WaitResponse,
 };
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskStart};
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskStart,
+};
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::types::task::Status;
 use futures_util::stream::poll_fn;
@@ -70,7 +76,13 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> io::Result<()> {
         // There is nothing to name.
         inherited.named.ready();
         let publisher = Publisher::start(arguments.namespace.clone(), inherited.events);
-        let null = Arc::new(Null { publisher, life: watch::Sender::new(Life::Nothing), end: Notify::new() });
+        let null = Arc::new(Null {
+            publisher,
+            life: watch::Sender::new(Life::Nothing),
+            execs: watch::Sender::default(),
+            stays: AtomicBool::new(false),
+            end: Notify::new(),
+        });
         inherited.listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(inherited.listener)?;
         let connections = poll_fn(move |context| listener.poll_accept(context).map(|new| Some(new.map(|(s, _)| s))));
@@ -90,6 +102,7 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> io::Result<()> {
 enum Life {
     Nothing,
     Created(Pid),
+    Running(Pid),
     Stopped(Pid, SystemTime),
 }
 
@@ -97,7 +110,9 @@ impl Life {
     fn pid(self) -> u32 {
         match self {
             Self::Nothing => 0,
-            Self::Created(pid) | Self::Stopped(pid, _) => pid.as_raw_nonzero().get().cast_unsigned(),
+            Self::Created(pid) | Self::Running(pid) | Self::Stopped(pid, _) => {
+                pid.as_raw_nonzero().get().cast_unsigned()
+            }
         }
     }
 }
@@ -105,6 +120,10 @@ impl Life {
 struct Null {
     publisher: Publisher,
     life: watch::Sender<Life>,
+    /// Those that were added, and when they ended.
+    execs: watch::Sender<HashMap<String, Option<SystemTime>>>,
+    /// The container stays until it is killed.
+    stays: AtomicBool,
     end: Notify,
 }
 
@@ -127,6 +146,48 @@ fn idle_process() -> io::Result<Pid> {
     Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)
 }
 
+impl Null {
+    /// Ends the task.
+    fn stop(&self, id: &str, status: u32) -> ttrpc::Result<()> {
+        let life = *self.life.borrow();
+        let (Life::Created(process) | Life::Running(process)) = life else { return Err(wrong("it does not run")) };
+        kill_process(process, Signal::KILL).map_err(wrong)?;
+        waitpid(Some(process), WaitOptions::empty()).map_err(wrong)?;
+        let at = SystemTime::now();
+        self.exited(id, id, life.pid(), status, at);
+        self.life.send_replace(Life::Stopped(process, at));
+        Ok(())
+    }
+
+    /// "Runs" an exec: returns its pid, which is the task's.
+    fn run_exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<u32> {
+        let pid = self.life.borrow().pid();
+        self.publisher.publish(&TaskExecStarted {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            pid,
+            ..TaskExecStarted::default()
+        });
+        let at = SystemTime::now();
+        self.exited(id, exec_id, pid, 0, at);
+        self.execs.send_modify(|execs| {
+            execs.insert(exec_id.to_owned(), Some(at));
+        });
+        Ok(pid)
+    }
+
+    fn exited(&self, container_id: &str, id: &str, pid: u32, exit_status: u32, at: SystemTime) {
+        self.publisher.publish(&TaskExit {
+            container_id: container_id.to_owned(),
+            id: id.to_owned(),
+            pid,
+            exit_status,
+            exited_at: MessageField::some(at.into()),
+            ..TaskExit::default()
+        });
+    }
+}
+
 #[async_trait]
 impl Task for Null {
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
@@ -135,6 +196,7 @@ impl Task for Null {
         }
         let created = Life::Created(idle_process().map_err(wrong)?);
         self.life.send_replace(created);
+        self.stays.store(request.stdout().is_empty(), Ordering::Relaxed);
         let pid = created.pid();
         self.publisher.publish(&TaskCreate {
             container_id: request.id().to_owned(),
@@ -148,47 +210,77 @@ impl Task for Null {
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let life = *self.life.borrow();
+        if !request.exec_id().is_empty() {
+            let pid = self.run_exec(request.id(), request.exec_id())?;
+            return Ok(StartResponse { pid, ..StartResponse::default() });
+        }
         let Life::Created(process) = life else { return Err(wrong("there is no task to start")) };
         let pid = life.pid();
-        let container_id = request.id().to_owned();
-        self.publisher.publish(&TaskStart { container_id: container_id.clone(), pid, ..TaskStart::default() });
-        kill_process(process, Signal::KILL).map_err(wrong)?;
-        waitpid(Some(process), WaitOptions::empty()).map_err(wrong)?;
-        let at = SystemTime::now();
-        self.publisher.publish(&TaskExit {
-            id: container_id.clone(),
-            container_id,
-            pid,
-            exited_at: MessageField::some(at.into()),
-            ..TaskExit::default()
-        });
-        self.life.send_replace(Life::Stopped(process, at));
+        self.life.send_replace(Life::Running(process));
+        self.publisher.publish(&TaskStart { container_id: request.id().to_owned(), pid, ..TaskStart::default() });
+        if !self.stays.load(Ordering::Relaxed) {
+            self.stop(request.id(), 0)?;
+        }
         Ok(StartResponse { pid, ..StartResponse::default() })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.execs.send_modify(|execs| {
+            execs.insert(request.exec_id().to_owned(), None);
+        });
+        self.publisher.publish(&TaskExecAdded {
+            container_id: request.id().to_owned(),
+            exec_id: request.exec_id().to_owned(),
+            ..TaskExecAdded::default()
+        });
+        Ok(Empty::new())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        self.stop(request.id(), 137)?;
+        Ok(Empty::new())
     }
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
         let life = *self.life.borrow();
-        let (status, exited_at) = match life {
-            Life::Nothing => (Status::UNKNOWN, MessageField::none()),
-            Life::Created(_) => (Status::CREATED, MessageField::none()),
-            Life::Stopped(_, at) => (Status::STOPPED, MessageField::some(at.into())),
+        let exec = self.execs.borrow().get(request.exec_id()).copied();
+        let (status, exited_at) = match (life, exec) {
+            (_, Some(Some(at))) | (Life::Stopped(_, at), None) => (Status::STOPPED, MessageField::some(at.into())),
+            (Life::Nothing, _) => (Status::UNKNOWN, MessageField::none()),
+            (_, Some(None)) | (Life::Created(_), None) => (Status::CREATED, MessageField::none()),
+            _ => (Status::RUNNING, MessageField::none()),
         };
         let id = request.id().to_owned();
         Ok(StateResponse { id, pid: life.pid(), status: status.into(), exited_at, ..StateResponse::default() })
     }
 
-    async fn wait(&self, _: &TtrpcContext, _: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let mut life = self.life.subscribe();
-        // `self` has the sender.
-        let stopped = life.wait_for(|life| matches!(life, Life::Stopped(..))).await.map_err(wrong)?;
-        let Life::Stopped(_, at) = *stopped else { return Err(wrong("it has not ended")) };
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        // `self` has the senders.
+        let at = if request.exec_id().is_empty() {
+            let mut life = self.life.subscribe();
+            match *life.wait_for(|life| matches!(life, Life::Stopped(..))).await.map_err(wrong)? {
+                Life::Stopped(_, at) => at,
+                _ => return Err(wrong("it has not ended")),
+            }
+        } else {
+            let mut execs = self.execs.subscribe();
+            let ended = |execs: &HashMap<_, _>| execs.get(request.exec_id()).copied().flatten();
+            let execs = execs.wait_for(|execs| ended(execs).is_some()).await.map_err(wrong)?;
+            ended(&execs).ok_or_else(|| wrong("it has not ended"))?
+        };
         Ok(WaitResponse { exited_at: MessageField::some(at.into()), ..WaitResponse::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
         let life = *self.life.borrow();
-        let Life::Stopped(_, at) = life else { return Err(wrong("it has not ended")) };
         let pid = life.pid();
+        if !request.exec_id().is_empty() {
+            let mut ended = None;
+            self.execs.send_modify(|execs| ended = execs.remove(request.exec_id()).flatten());
+            let at = ended.ok_or_else(|| wrong("there is no such exec that has ended"))?;
+            return Ok(DeleteResponse { pid, exited_at: MessageField::some(at.into()), ..DeleteResponse::default() });
+        }
+        let Life::Stopped(_, at) = life else { return Err(wrong("it has not ended")) };
         let answer = DeleteResponse { pid, exited_at: MessageField::some(at.into()), ..DeleteResponse::default() };
         self.publisher.publish(&TaskDelete {
             container_id: request.id().to_owned(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use husk_cli::bench::chart::LEGEND;
-use husk_cli::bench::report::{Idle, Outcome, Runs, Runtime as Measured};
+use husk_cli::bench::report::{Execs, Idle, Outcome, Runtime as Measured};
 use husk_cli::bench::stats::Summary;
 use husk_cli::bench::table::interval;
 
@@ -94,11 +94,13 @@ fn starts(out: &mut String, record: &Record) {
     row(out, record, "system calls of the host, median", |runtime| {
         record.calls.get(&runtime.name).map(|calls| count(&calls.all)).unwrap_or_default()
     });
-    head(out, "`ctr task exec`, `echo`");
-    row(out, record, "vms", |runtime| match &runtime.exec {
-        Outcome::Measured(Runs { time, .. }) => interval(time),
+    head(out, "`ctr task exec`");
+    let vms = |execs: &Outcome<Execs>| match execs {
+        Outcome::Measured(execs) => interval(&execs.runs.time),
         Outcome::Refused(why) => format!("not measured: {}", why.trim_start_matches("ctr: ")),
-    });
+    };
+    row(out, record, "`echo`, vms", |runtime| vms(&runtime.exec));
+    row(out, record, "a program that prints 1 MiB, vms", |runtime| vms(&runtime.exec_mib));
 }
 
 fn phases(out: &mut String, record: &Record) {

@@ -20,6 +20,7 @@ use std::process::{Command, ExitCode};
 
 use husk_cli::bench::ctr::Output;
 use husk_cli::bench::measure::{self, Plan};
+use husk_cli::bench::report::{Execs, Outcome, Runtime as Measured};
 use husk_cli::bench::root::Root;
 use husk_cli::bench::{store, table};
 use husk_tests::ctr::Runtime;
@@ -28,6 +29,8 @@ use husk_tests::record::{Bar, Record};
 
 /// What husk promises.
 const MOST_OF_RUNC: f64 = 0.9;
+const MOST_OF_RUNCS_EXEC: f64 = 0.4;
+const MOST_OF_RUNCS_MEGABYTE: f64 = 0.5;
 const MOST_READY_VMS: f64 = 50.0;
 const MOST_EXITS: f64 = 500.0;
 const MOST_PRIVATE_MIB: f64 = 6.0;
@@ -80,6 +83,12 @@ fn bars(record: &Record) -> Vec<Bar> {
     let bar = |what: &str, value: Option<f64>, most| Bar { what: what.to_owned(), value: value.expect(what), most };
     vec![
         bar("start: (husk − null) / (runc − null)", record.above_the_floor().map(|ratio| ratio.median), MOST_OF_RUNC),
+        bar(
+            "exec: (husk − null) / (runc − null)",
+            record.exec_above_the_floor().map(|ratio| ratio.median),
+            MOST_OF_RUNCS_EXEC,
+        ),
+        bar("a megabyte of an exec's output: husk / runc", record.megabyte(), MOST_OF_RUNCS_MEGABYTE),
         bar("start of a machine alone to its agent's answer, vms", Some(record.boot.ready.median), MOST_READY_VMS),
         bar("exits to user space of such a start", Some(record.boot.exits_to_user_space.median), MOST_EXITS),
         bar("private memory of shim, VMM and stub, MiB", record.private_mib(), MOST_PRIVATE_MIB),
@@ -103,7 +112,9 @@ fn print(record: &Record) -> ExitCode {
         }
     }
     for runtime in [Runtime::Runc, Runtime::Husk] {
-        if !record.runtime(runtime).is_some_and(|measured| measured.printed) {
+        let printed = |execs: &Outcome<Execs>| matches!(execs, Outcome::Measured(Execs { printed: true, .. }));
+        let all = |measured: &Measured| measured.printed && printed(&measured.exec) && printed(&measured.exec_mib);
+        if !record.runtime(runtime).is_some_and(all) {
             println!("MISSED: containers of {} have not printed what they were told to", runtime.name());
             status = ExitCode::FAILURE;
         }
