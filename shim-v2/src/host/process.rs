@@ -16,6 +16,7 @@ use rustix::process::{
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::Interest;
+use tokio::runtime::Handle;
 
 use super::namespace;
 use crate::watched::watch;
@@ -301,10 +302,23 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        if self.is_reaped() {
+            return;
+        }
         self.kill();
-        // KILL needs a moment; whoever must see the end waits for it before. A child that is left is the kernel's to
-        // clean up when the shim ends.
-        self.reap();
+        // KILL needs a moment; whoever must see the end waits for it before. Without an event loop, what is left is a zombie,
+        // the kernel's to clean up when the shim ends.
+        if self.reap() == How::NotAtAll
+            && let (Ok(runtime), Ok(pidfd)) = (Handle::try_current(), self.pidfd.try_clone())
+        {
+            runtime.spawn(async move {
+                if let Ok(pidfd) = watch(pidfd, Interest::READABLE)
+                    && pidfd.readable().await.is_ok()
+                {
+                    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+                }
+            });
+        }
     }
 }
 

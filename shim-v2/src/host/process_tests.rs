@@ -95,3 +95,17 @@ fn a_foreign_program_is_in_the_mount_namespace_that_the_shim_has_left() {
     assert_eq!(Path::new(text("mounts").trim()), kept);
     assert_eq!(Path::new(text("pwd").trim()), directory.path().canonicalize().unwrap());
 }
+
+#[test]
+fn a_child_that_is_dropped_leaves_no_zombie() {
+    runtime().block_on(async {
+        let mut command = Command::new("/bin/sleep");
+        command.arg("1000");
+        let child = Child::spawn(command, &Inheritance::default()).unwrap();
+        let identity = child.identity().unwrap();
+        drop(child);
+        while identity.is_alive() {
+            tokio::task::yield_now().await;
+        }
+    });
+}
