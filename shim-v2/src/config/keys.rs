@@ -164,7 +164,7 @@ sections! {
         delete_output_s: u32 = 4_u32, "1 to 3600", seconds;
         /// A stream of the guest's to say which it is, in seconds.
         stream_s: u32 = 5_u32, "1 to 3600", seconds;
-        /// A hook whose document gives it no timeout, in seconds; it is killed then. The kubelet waits no longer for a call.
+        /// A hook whose document gives it no timeout, in seconds; it is killed then. The kubelet gives a call as long.
         hook_s: u32 = 120_u32, "1 to 3600", seconds;
         /// A logging program (binary://) to be ready, and to end once it was told to, in seconds; it is killed then.
         logger_s: u32 = 12_u32, "1 to 3600", seconds;
