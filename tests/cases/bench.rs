@@ -35,7 +35,12 @@ fn bench_measures_and_draws() {
         let report: Report = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
         let [runc, husk] = &report.runtimes[..] else { panic!("{report:?}") };
         assert!(runc.printed && husk.printed && runc.phases.is_empty());
-        assert!(matches!(&runc.exec, Outcome::Measured(runs) if runs.time.median > 0.0), "{:?}", runc.exec);
+        for runtime in [runc, husk] {
+            for execs in [&runtime.exec, &runtime.exec_mib] {
+                let Outcome::Measured(execs) = execs else { panic!("{}: {execs:?}", runtime.name) };
+                assert!(execs.printed && execs.runs.time.median > 0.0, "{}: {execs:?}", runtime.name);
+            }
+        }
         // All of a start is somebody's, and everybody has a part in it.
         let sum: f64 = husk.phases.iter().map(|part| part.time).sum();
         assert!((sum - husk.start.time.median).abs() < 0.001, "{:?}", husk.phases);

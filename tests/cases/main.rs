@@ -10,8 +10,10 @@
 
 mod bad_input;
 mod bench;
+mod changes;
 mod check;
 mod document;
+mod exec;
 mod failures;
 mod guest;
 mod hooks;
@@ -21,7 +23,9 @@ mod logging;
 mod many;
 mod observe;
 mod restart;
+mod stalls;
 mod streams;
+mod terminal;
 
 use std::fs;
 use std::path::Path;

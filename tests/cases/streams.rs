@@ -8,7 +8,7 @@ use husk_tests::host::leaves_nothing;
 use crate::busybox;
 
 /// Bytes without a pattern that a lost or doubled block would leave intact (xorshift, from a fixed seed).
-fn noise(len: usize) -> Vec<u8> {
+pub(crate) fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {

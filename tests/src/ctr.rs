@@ -223,6 +223,56 @@ impl Run {
     }
 }
 
+/// A detached container, which is ended and removed when this is dropped.
+pub struct Detached {
+    id: String,
+}
+
+impl Detached {
+    /// Starts it without streams.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start(id: &str, root: &Path, flags: &[&str], command: &[&str]) -> Self {
+        let words = ["run", "-d", "--null-io", "--runtime", Runtime::Husk.name(), "--env", "PATH=/bin", "--rootfs"];
+        // Dropped also when the start fails half-way.
+        let detached = Self { id: id.to_owned() };
+        must(&[&words[..], flags, &[root.to_str().unwrap(), id], command].concat());
+        detached
+    }
+
+    /// One whose program does nothing.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn idle(id: &str, root: &Path) -> Self {
+        Self::start(id, root, &[], &["/bin/sleep", "100000"])
+    }
+
+    /// Starts a process in it.
+    #[must_use]
+    pub fn start_exec(&self, exec: &str, flags: &[&str], command: &[&str]) -> Running {
+        start(&[&["task", "exec", "--exec-id", exec], flags, &[&*self.id], command].concat())
+    }
+
+    /// Runs a process in it to its end.
+    #[must_use]
+    pub fn exec(&self, exec: &str, command: &[&str]) -> Output {
+        self.start_exec(exec, &[], command).wait()
+    }
+}
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        // Those that have ended, or were deleted, are no errors.
+        let _ = ctr(&["task", "kill", "-s", "KILL", &self.id]);
+        let _ = ctr(&["task", "delete", "-f", &self.id]);
+        let _ = ctr(&["container", "delete", &self.id]);
+    }
+}
+
 /// The task's line in `ctr task ls`: its pid and its state; none if it is not there.
 #[must_use]
 pub fn task(id: &str) -> Option<(u32, String)> {

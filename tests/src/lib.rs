@@ -1,4 +1,5 @@
-//! What the end-to-end tests are made of: containers by `ctr` ([`ctr`]), the command `husk` ([`husk`]), roots for them ([`rootfs`]), and the check that
+//! What the end-to-end tests are made of: containers by `ctr` ([`ctr`]), the command `husk` ([`husk`]), roots for them ([`rootfs`]), terminals
+//! ([`pty`]), and the check that
 //! a container leaves nothing on its host ([`host`]). All of it runs as root in the test bed, beside a real containerd.
 //! And the record of what `make bench` has measured ([`record`]), from which `docs/performance.md` is made.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
@@ -7,5 +8,6 @@ pub mod aside;
 pub mod ctr;
 pub mod host;
 pub mod husk;
+pub mod pty;
 pub mod record;
 pub mod rootfs;

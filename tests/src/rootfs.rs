@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::ctr::must;
 
 /// The programs that tests use.
-const PROGRAMS: [&str; 35] = [
+const PROGRAMS: [&str; 41] = [
     "sh",
     "echo",
     "true",
@@ -44,6 +44,12 @@ const PROGRAMS: [&str; 35] = [
     "cut",
     "taskset",
     "sed",
+    "stty",
+    "tty",
+    "vi",
+    "less",
+    "md5sum",
+    "awk",
 ];
 
 /// Makes a root with busybox.

@@ -14,7 +14,7 @@ const BUSYBOXES: [&str; 3] = ["/usr/bin/busybox", "/bin/busybox", "/usr/local/bi
 /// ELF's program header that names an interpreter: a program with one is not static (elf(5)).
 const PT_INTERP: u32 = 3;
 
-/// What the containers run on: it has `/bin/echo` and `/bin/sleep`.
+/// What the containers run on: it has `/bin/echo`, `/bin/sleep` and `/bin/dd`.
 #[derive(Debug)]
 pub enum Root {
     /// An image that containerd has.
@@ -79,7 +79,7 @@ fn make(busybox: &Path) -> io::Result<TempDir> {
         fs::create_dir(root.join(name))?;
     }
     fs::copy(busybox, root.join("bin/busybox"))?;
-    for program in ["echo", "sleep", "sh"] {
+    for program in ["echo", "sleep", "dd", "sh"] {
         symlink("busybox", root.join("bin").join(program))?;
     }
     Ok(directory)

@@ -76,22 +76,23 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let share = Share { name: format!("root-{id}"), read_only: false, exclusive: true };
     let share_name = share.name.clone();
     let made = async {
-        sandbox.machine.add_share(share, &root).await?;
-        let stdio = in_guest(pod, sandbox, &bundle, id, document, &share_name, &names).await?;
-        // Where runc runs them: the container's namespaces are there, its program is not.
+        // Before the guest looks at the root, and keeps what it has seen: a hook may change it.
         hooks.create(stub.pid()).await?;
-        Ok(stdio)
+        sandbox.machine.add_share(share, &root).await?;
+        in_guest(pod, sandbox, &bundle, id, document, &share_name, &names).await
     };
     let stdio = match made.await {
         Ok(stdio) => stdio,
         Err(cause) => {
-            // Refused is not made; after any other failure the guest may have it all the same.
-            if !matches!(cause, TaskError::Agent(AgentError::Refused { .. }))
+            // A hook comes before the guest; refused is not made; after any other failure it may have it all the same.
+            if !matches!(cause, TaskError::Hook(_) | TaskError::Agent(AgentError::Refused { .. }))
                 && let Err(cause) = sandbox.agent.remove_container(id).await
             {
                 warn!(container = id, stage = "create"; "{cause}");
             }
-            if let Err(cause) = sandbox.machine.remove_share(&share_name).await {
+            if !matches!(cause, TaskError::Hook(_))
+                && let Err(cause) = sandbox.machine.remove_share(&share_name).await
+            {
                 warn!(container = id, stage = "create"; "{cause}");
             }
             drop(stub);
