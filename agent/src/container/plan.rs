@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
+use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
 
 use super::process_plan::ProcessPlan;
 
@@ -88,8 +88,10 @@ impl Plan {
             notices.push("linux.seccomp is not applied yet");
         }
         notices.extend(process.notices());
-        if spec.hooks().is_some() {
-            notices.push("hooks are not run yet");
+        // The others run on the host, and the shim sees to them.
+        let inside = |list: &Option<Vec<Hook>>| list.as_ref().is_some_and(|hooks| !hooks.is_empty());
+        if spec.hooks().as_ref().is_some_and(|all| inside(all.create_container()) || inside(all.start_container())) {
+            notices.push("hooks.createContainer and startContainer are not run yet");
         }
         notices.extend(linux.resources().as_ref().map(unapplied).unwrap_or_default());
         Ok(Self { spec, process, linux, namespaces, notices })

@@ -62,7 +62,7 @@ fn what_is_not_applied_is_said() {
     let plan = Plan::new(document(|d| {
         d["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
         d["process"]["apparmorProfile"] = "cri-containerd.apparmor.d".into();
-        d["hooks"] = serde_json::json!({ "poststop": [{ "path": "/bin/true" }] });
+        d["hooks"] = serde_json::json!({ "createContainer": [{ "path": "/bin/true" }] });
         d["linux"]["resources"] = serde_json::json!({
             "devices": [{ "allow": false, "access": "rwm" }], "unified": { "memory.high": "1" }, "cpu": { "cpus": "4-7" }
         });

@@ -52,7 +52,7 @@ pub struct Arguments {
     /// Idle containers over which the memory of one is measured
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     idle: u16,
-    /// Run the containers of this image of containerd's, which has /bin/echo and /bin/sleep
+    /// Run the containers of this image of containerd's, which has /bin/echo, /bin/sleep and /bin/dd
     #[arg(long, value_name = "REF", conflicts_with = "rootfs")]
     image: Option<String>,
     /// Run the containers on this directory, which has them [default: one with this host's static busybox]
