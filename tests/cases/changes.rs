@@ -3,13 +3,12 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use containerd_shim_protos::TaskClient;
 use containerd_shim_protos::api::UpdateTaskRequest;
 use husk_tests::ctr::{Detached, Runtime, ctr, must, task, wait_for_state};
 use husk_tests::host::leaves_nothing;
+use husk_tests::husk::shim_of;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -61,13 +60,6 @@ impl Drop for Events {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// The shim of a container, as containerd calls it.
-fn shim_of(id: &str) -> TaskClient {
-    let bundle = Path::new("/run/containerd/io.containerd.runtime.v2.task/default").join(id);
-    let address = fs::read_to_string(bundle.join("address")).unwrap();
-    TaskClient::new(ttrpc::Client::connect(address.trim()).unwrap())
 }
 
 /// A number of `ctr task metrics`.

@@ -20,6 +20,7 @@ mod hooks;
 mod image;
 mod life;
 mod logging;
+mod long;
 mod many;
 mod observe;
 mod restart;

@@ -251,6 +251,12 @@ impl Detached {
         Self::start(id, root, &[], &["/bin/sleep", "100000"])
     }
 
+    /// One that was started in another way.
+    #[must_use]
+    pub fn of(id: &str) -> Self {
+        Self { id: id.to_owned() }
+    }
+
     /// Starts a process in it.
     #[must_use]
     pub fn start_exec(&self, exec: &str, flags: &[&str], command: &[&str]) -> Running {

@@ -1,7 +1,10 @@
 //! The command `husk`, as a person uses it.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use containerd_shim_protos::TaskClient;
 use serde_json::Value;
 
 use crate::ctr::Output;
@@ -52,4 +55,15 @@ pub fn start(args: &[&str]) -> Child {
 pub fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|cause| panic!("{cause}: {}{}", output.text(), output.errors()))
+}
+
+/// The shim of a container of the namespace `default`, as containerd calls it.
+///
+/// # Panics
+/// There is none.
+#[must_use]
+pub fn shim_of(id: &str) -> TaskClient {
+    let bundle = Path::new("/run/containerd/io.containerd.runtime.v2.task/default").join(id);
+    let address = fs::read_to_string(bundle.join("address")).unwrap();
+    TaskClient::new(ttrpc::Client::connect(address.trim()).unwrap())
 }

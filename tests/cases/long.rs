@@ -1,0 +1,144 @@
+//! What takes too long for every change: `tests/suites/run long`. Not among the cases of `tests/e2e/run` otherwise.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use containerd_shim_protos::TaskClient;
+use containerd_shim_protos::api::{DeleteRequest, ExecProcessRequest, StartRequest, WaitRequest};
+use husk_tests::ctr::{Detached, Runtime, must};
+use husk_tests::host::{leaves_nothing, processes_of};
+use husk_tests::husk::shim_of;
+use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
+use ttrpc::context::{Context, with_timeout};
+
+use crate::busybox;
+use crate::document::document;
+use crate::streams::noise;
+
+/// Kilobytes of memory that may be more after many execs: a page of the allocator's here and there, and not one for each.
+const FLAT_KIB: u64 = 256;
+
+#[test]
+fn five_hundred_execs_twenty_at_once() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let container = Detached::idle("long-execs", root.path());
+        thread::scope(|scope| {
+            let execs: Vec<_> = (0..20)
+                .map(|lane| {
+                    let container = &container;
+                    scope.spawn(move || {
+                        for n in 0..25 {
+                            let (id, script) = (format!("e{lane}-{n}"), format!("echo {lane} {n}; exit {n}"));
+                            let output = container.exec(&id, &["sh", "-c", &script]);
+                            let wanted = (n, format!("{lane} {n}\n"));
+                            assert_eq!((output.status, output.text()), wanted, "{}", output.errors());
+                        }
+                    })
+                })
+                .collect();
+            execs.into_iter().for_each(|exec| exec.join().unwrap());
+        });
+    });
+}
+
+#[test]
+fn a_hundred_mib_each_way_through_an_exec() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let container = Detached::idle("long-bulk", root.path());
+        let input = noise(100 << 20);
+        let mut running = container.start_exec("bulk", &[], &["cat"]);
+        let mut stdin = running.stdin.take().unwrap();
+        let output = thread::scope(|scope| {
+            let input = &input;
+            // The input ends when this writer does.
+            scope.spawn(move || std::io::Write::write_all(&mut stdin, input).unwrap());
+            running.wait()
+        });
+        assert_eq!((output.status, output.stdout.len()), (0, input.len()), "{}", output.errors());
+        assert!(output.stdout == input, "changed on the way");
+    });
+}
+
+/// A container whose processes see the agent: one without a pid namespace.
+fn beside_the_agent(id: &str, root: &std::path::Path) -> Detached {
+    let file = document(root, "exec sleep 100000", |document| {
+        document["linux"]["cgroupsPath"] = format!("/default/{id}").into();
+        document["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    });
+    let config = file.path().to_str().unwrap();
+    must(&["run", "-d", "--null-io", "--runtime", Runtime::Husk.name(), "--config", config, id]);
+    Detached::of(id)
+}
+
+fn limit() -> Context {
+    with_timeout(i64::try_from(Duration::from_secs(120).as_nanos()).unwrap())
+}
+
+/// One exec, as containerd asks for it, without containerd and `ctr`.
+fn exec(shim: &TaskClient, id: &str, exec_id: &str) {
+    let process = r#"{"args":["/bin/true"],"cwd":"/","user":{"uid":0,"gid":0},"env":["PATH=/bin"]}"#;
+    let spec = Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+        value: process.as_bytes().to_vec(),
+        ..Any::default()
+    };
+    let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
+    let request = ExecProcessRequest {
+        id: id.clone(),
+        exec_id: exec_id.clone(),
+        spec: MessageField::some(spec),
+        ..ExecProcessRequest::default()
+    };
+    shim.exec(limit(), &request).unwrap();
+    let request = StartRequest { id: id.clone(), exec_id: exec_id.clone(), ..StartRequest::default() };
+    assert_ne!(shim.start(limit(), &request).unwrap().pid, 0);
+    let request = WaitRequest { id: id.clone(), exec_id: exec_id.clone(), ..WaitRequest::default() };
+    assert_eq!(shim.wait(limit(), &request).unwrap().exit_status, 0);
+    let request = DeleteRequest { id, exec_id, ..DeleteRequest::default() };
+    assert_eq!(shim.delete(limit(), &request).unwrap().exit_status, 0);
+}
+
+/// Kilobytes and descriptors of agent, shim and VMM.
+fn sizes(container: &Detached) -> [(String, u64, usize); 3] {
+    let value = |text: &str, key: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("no {key} in {text}"));
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let of_host = |program: &str| {
+        let [pid] = processes_of(program)[..] else { panic!("one {program}") };
+        let memory = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        (program.to_owned(), value(&memory, "Private_Dirty:"), descriptors)
+    };
+    let script = "cat /proc/1/status; ls /proc/1/fd | wc -l";
+    let agent = container.exec("sizes", &["/bin/sh", "-c", script]).text();
+    let descriptors = agent.lines().last().unwrap().trim().parse().unwrap();
+    let agent = ("agent".to_owned(), value(&agent, "RssAnon:"), descriptors);
+    // The VMM's memory is the guest's, which may touch more of its own.
+    let vmm = of_host("husk-vmm");
+    [agent, of_host("containerd-shim-husk-v2"), (vmm.0, 0, vmm.2)]
+}
+
+#[test]
+fn two_thousand_execs_leave_agent_and_shim_as_they_were() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let container = beside_the_agent("long-flat", root.path());
+        let shim = shim_of("long-flat");
+        let some = |from: usize, to: usize| (from..to).for_each(|n| exec(&shim, "long-flat", &format!("e{n}")));
+        // What grows once has grown: tables, buffers, the events that are remembered.
+        some(0, 500);
+        let before = sizes(&container);
+        some(500, 2000);
+        let after = sizes(&container);
+        println!("before {before:?}, after {after:?}");
+        for ((name, kib, descriptors), (_, kib_after, descriptors_after)) in before.into_iter().zip(after) {
+            assert!(kib_after <= kib + FLAT_KIB, "{name}: {kib} KiB, and {kib_after} after 1,500 execs");
+            assert_eq!(descriptors_after, descriptors, "{name}'s descriptors");
+        }
+    });
+}
