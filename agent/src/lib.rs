@@ -27,6 +27,13 @@ pub fn run() -> ExitCode {
         return ExitCode::from(2);
     }
     let init_tsc = boot::time_stamp_counter();
+    // Copies of the agent join containers before they become their programs, which is what ends this: until then no process
+    // of a container can trace them or look at what they have (PR_SET_DUMPABLE, prctl(2)).
+    let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if let Err(cause) = hidden {
+        eprintln!("husk-agent: cannot hide from containers: {cause}");
+        return ExitCode::FAILURE;
+    }
     // The console, for what ends the agent: it is the last thing that the shim can show.
     if let Err(cause) = boot::prepare() {
         eprintln!("husk-agent: {cause}");

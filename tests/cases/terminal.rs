@@ -35,13 +35,15 @@ fn a_shell_on_a_terminal_is_resized_interrupted_stopped_and_continued() {
         session.types("\x03");
         session.shows("ready> ");
         // Job control: ^Z stops, `fg` goes on, ^C ends.
-        session.types("sleep 1000\n");
+        session.types("sh -c 'echo star''ted; exec sleep 1000'\n");
+        session.shows("started");
         session.types("\x1a");
         session.shows("Stopped");
         session.shows("ready> ");
         session.types("jobs\n");
         session.shows("sleep 1000");
         session.types("fg\n");
+        // The shell says what it continues, and has given it the terminal before.
         session.shows("sleep 1000");
         session.types("\x03");
         session.shows("ready> ");
@@ -144,9 +146,9 @@ fn a_container_is_attached_to_on_its_terminal() {
         let (status, shown) = begin.ends();
         assert_eq!(status, 0, "{shown}");
         let mut session = Session::start(&["ctr", "task", "attach", "attach"], 90, 30);
-        session.types("echo 'he''llo'; stty size\n");
-        session.shows("hello");
-        session.shows("30 90");
+        // `ctr` sets the size once it has attached.
+        session.types("until test \"$(stty size 2>&1)\" = '30 90'; do sleep 1; done; echo si''zed\n");
+        session.shows("sized");
         session.types("exit 2\n");
         let (status, shown) = session.ends();
         assert_eq!(status, 2, "{shown}");

@@ -1,7 +1,7 @@
 //! One more process in a container (exec).
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
@@ -44,13 +44,15 @@ fn prepare(
         fs::write("/proc/self/oom_score_adj", adjust.to_string())
             .map_err(|cause| format!("cannot set oom_score_adj to {adjust}: {cause}"))?;
     }
-    // The root and the working directory become those of the mount namespace.
-    move_into_thread_name_spaces(init.as_fd(), namespaces)
-        .map_err(|cause| format!("cannot join the container's namespaces: {cause}"))?;
     if let Some(stdio) = stdio {
         take_stdio(stdio)?;
     }
-    close_all_but(link)?;
+    // Before the container's processes can look at this one. (It is not dumpable, as the agent is not: they cannot before
+    // it is their own program.)
+    close_all_but(&mut [link.raw(), init.as_raw_fd()])?;
+    // The root and the working directory become those of the mount namespace.
+    move_into_thread_name_spaces(init.as_fd(), namespaces)
+        .map_err(|cause| format!("cannot join the container's namespaces: {cause}"))?;
     rustix::process::setsid().map_err(|cause| format!("cannot make a session: {cause}"))?;
     rustix::process::umask(Mode::empty());
     match stdio {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::Mode;
@@ -32,7 +32,7 @@ fn prepare(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildEnd) -> 
     if let Some(stdio) = stdio {
         take_stdio(stdio)?;
     }
-    close_all_but(link)?;
+    close_all_but(&mut [link.raw()])?;
     rustix::process::setsid().map_err(|cause| format!("cannot make a session: {cause}"))?;
     let document = plan.process();
     if let Some(adjust) = document.process().oom_score_adj() {
@@ -109,16 +109,18 @@ pub(super) fn take_stdio(stdio: &Stdio) -> Result<(), String> {
     rustix::stdio::dup2_stderr(&stdio.stderr).map_err(step)
 }
 
-/// Closes the copies of the agent's descriptors: other containers' streams among them, which would not end while this
-/// one waits for its start. Close-on-exec comes too late for that.
-pub(super) fn close_all_but(link: &ChildEnd) -> Result<(), String> {
-    let kept = link.raw().unsigned_abs();
-    for (first, last) in [(3, kept.saturating_sub(1)), (kept.saturating_add(1), u32::MAX)] {
+/// Closes the copies of the agent's descriptors, but for those that are `kept`: other containers' streams among them, which would
+/// not end while this one waits for its start, and the agent's connection to the host. Close-on-exec comes too late for that.
+pub(super) fn close_all_but(kept: &mut [RawFd]) -> Result<(), String> {
+    kept.sort_unstable();
+    let mut first = 3;
+    for last in kept.iter().map(|fd| i64::from(*fd) - 1).chain([i64::from(u32::MAX)]) {
         // SAFETY: closes descriptors that nothing in this process uses: it has one thread, and goes on with its
-        // standard streams and the link alone.
+        // standard streams and what is kept.
         if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } < 0 {
             return Err(format!("cannot close the agent's descriptors: {}", io::Error::last_os_error()));
         }
+        first = last + 2;
     }
     Ok(())
 }

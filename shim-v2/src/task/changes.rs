@@ -1,6 +1,7 @@
 //! What can be asked of and done to a container that runs: its processes, its use of resources, its limits, its freezer,
 //! its terminals.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use containerd_shim_protos::api::ProcessInfo;
@@ -35,10 +36,12 @@ impl Life {
         let mut processes = vec![task];
         if container.init.has_ended().is_none() {
             match self.sandbox(id)?.agent.processes(id).await {
-                // Init is the task.
-                Ok(told) => processes.extend(
-                    told.into_iter().skip(1).take(MOST_PROCESSES).map(|process| described(&container, &process)),
-                ),
+                Ok(told) => {
+                    let execs = container.execs().into_iter().map(|exec| (exec.pid(), exec)).collect();
+                    // Init is the task.
+                    let others = told.into_iter().filter(|process| process.pid != container.guest_pid);
+                    processes.extend(others.take(MOST_PROCESSES).map(|process| described(&execs, &process)));
+                }
                 Err(cause) => warn!(container = id, stage = "pids"; "only the task's own pid is told: {cause}"),
             }
         }
@@ -131,9 +134,9 @@ impl Life {
 }
 
 /// A process of the guest's; which exec it is, is the shim's word and not the guest's.
-fn described(container: &Container, process: &agent::Process) -> ProcessInfo {
+fn described(execs: &HashMap<u32, Arc<Exec>>, process: &agent::Process) -> ProcessInfo {
     let pid = told_pid(process.pid);
-    let exec = container.execs().into_iter().find(|exec| exec.pid() == pid);
+    let exec = execs.get(&pid);
     // A message of one short text can always be encoded.
     let details = exec.and_then(|exec| {
         ProcessDetails { exec_id: exec.id.clone(), ..ProcessDetails::default() }.write_to_bytes().ok()

@@ -27,22 +27,29 @@ pub fn told_pid(guest: u32) -> u32 {
     GUEST_PIDS + guest % GUEST_PIDS
 }
 
-/// A container.
-pub struct Container {
+/// What a container is made of, once and for all.
+pub struct Made {
     /// Its id.
     pub id: String,
     /// Its bundle.
     pub bundle: PathBuf,
     /// Its process on the host.
     pub stub: Child,
+    /// Its init's process id in the guest.
+    pub guest_pid: u32,
     /// The name of its root's share.
     pub share: String,
     /// It is all there is in the pod.
     pub lone: bool,
-    /// Its first process.
-    pub init: Process,
     /// What its document wants to be run on the host.
     pub hooks: Hooks,
+}
+
+/// A container.
+pub struct Container {
+    made: Made,
+    /// Its first process.
+    pub init: Process,
     /// Held by Pause and Resume, one after the other.
     pub freezer: AsyncMutex<()>,
     /// Its processes are stopped where they are.
@@ -51,6 +58,14 @@ pub struct Container {
     /// What it had used, and written, at its end.
     last: OnceLock<(Option<Metrics>, Positions)>,
     oom: Mutex<Option<Instant>>,
+}
+
+impl std::ops::Deref for Container {
+    type Target = Made;
+
+    fn deref(&self) -> &Made {
+        &self.made
+    }
 }
 
 /// A further process of a container.
@@ -71,23 +86,10 @@ pub struct Exec {
 
 impl Container {
     /// A container that was made.
-    pub fn new(
-        id: String,
-        bundle: PathBuf,
-        stub: Child,
-        share: String,
-        lone: bool,
-        init: Process,
-        hooks: Hooks,
-    ) -> Self {
+    pub fn new(made: Made, init: Process) -> Self {
         Self {
-            id,
-            bundle,
-            stub,
-            share,
-            lone,
+            made,
             init,
-            hooks,
             freezer: AsyncMutex::new(()),
             paused: AtomicBool::new(false),
             execs: Mutex::default(),

@@ -14,7 +14,7 @@ use oci_spec::runtime::{self, LinuxNamespace, LinuxNamespaceType, Spec};
 use protobuf::{Message, MessageField};
 use rustix::fs::{Mode, OFlags};
 
-use super::container::Container;
+use super::container::{Container, Made};
 use super::error::TaskError;
 use super::pod::{Pod, Sandbox};
 use super::process::Process;
@@ -81,8 +81,8 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
         sandbox.machine.add_share(share, &root).await?;
         in_guest(pod, sandbox, &bundle, id, document, &share_name, &names).await
     };
-    let stdio = match made.await {
-        Ok(stdio) => stdio,
+    let (stdio, guest_pid) = match made.await {
+        Ok(made) => made,
         Err(cause) => {
             // A hook comes before the guest; refused is not made; after any other failure it may have it all the same.
             if !matches!(cause, TaskError::Hook(_) | TaskError::Agent(AgentError::Refused { .. }))
@@ -104,10 +104,11 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     info!(container = id, stage = "create"; "the container is made");
     let init = Process::new(names);
     init.opened(stdio);
-    Ok(Container::new(id.to_owned(), bundle, stub, share_name, lone, init, hooks))
+    let made = Made { id: id.to_owned(), bundle, stub, guest_pid, share: share_name, lone, hooks };
+    Ok(Container::new(made, init))
 }
 
-/// The container inside the guest, with its streams.
+/// The container inside the guest: its streams, and its init's process id there.
 async fn in_guest(
     pod: &Pod,
     sandbox: &Arc<Sandbox>,
@@ -116,7 +117,7 @@ async fn in_guest(
     document: Vec<u8>,
     share: &str,
     names: &Names,
-) -> Result<Stdio, TaskError> {
+) -> Result<(Stdio, u32), TaskError> {
     let owner = Owner { id, namespace: pod.publisher.namespace(), bundle };
     let (stdio, streams) = Stdio::open(names, owner, sandbox.machine.streams()).await?;
     let request = CreateContainerRequest {
@@ -127,7 +128,7 @@ async fn in_guest(
         ..CreateContainerRequest::default()
     };
     match sandbox.agent.create_container(request).await {
-        Ok(_) => Ok(stdio),
+        Ok(pid) => Ok((stdio, pid)),
         Err(cause) => Err(sandbox.machine.blame(cause).await.map_or_else(TaskError::Agent, TaskError::Ended)),
     }
 }
