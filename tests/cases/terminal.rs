@@ -75,9 +75,9 @@ fn an_editor_draws_its_screen_and_writes_its_file() {
         session.types(":wq\n");
         session.shows("ready> ");
         session.types("seq 1 200 >/tmp/lines; TERM=xterm less /tmp/lines\n");
-        session.shows("22\n23");
+        session.shows("22\n\x1b[K23");
         session.types(" ");
-        session.shows("45\n46");
+        session.shows("45\n\x1b[K46");
         session.types("q");
         session.shows("ready> ");
         session.types("exit\n");
