@@ -1,5 +1,6 @@
 //! containerd ends and comes back while containers run: nothing of them is lost, and nothing waits for it.
 
+use std::io::Write;
 use std::process::Command;
 
 use husk_shim::VERSION;
@@ -61,6 +62,25 @@ fn containers_run_on_while_containerd_is_restarted() {
             is_as_before("restarted", pid);
         }
         ends_with_5("restarted");
+    });
+}
+
+#[test]
+fn who_attaches_after_a_restart_talks_to_the_container() {
+    with_restarts(|| {
+        let root = busybox();
+        let script = "while read word; do echo \"got $word\"; test \"$word\" = end && exit 3; done";
+        let _ = detached("attached", &root, script);
+        stop_containerd(Signal::TERM);
+        start_containerd(&generation());
+        let mut session = start(&["task", "attach", "attached"]);
+        let mut stdin = session.stdin.take().unwrap();
+        stdin.write_all(b"one\nend\n").unwrap();
+        let output = session.wait();
+        assert_eq!((output.status, &*output.text()), (3, "got one\ngot end\n"), "{}", output.errors());
+        wait_until_forgotten("attached");
+        must(&["container", "delete", "attached"]);
+        remove_fifos();
     });
 }
 

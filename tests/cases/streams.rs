@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use husk_tests::ctr::Run;
-use husk_tests::host::leaves_nothing;
+use husk_tests::ctr::{Run, wait_for_state};
+use husk_tests::host::{leaves_nothing, processes_of};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::busybox;
 
@@ -85,5 +86,28 @@ fn a_child_that_keeps_the_output_does_not_hold_the_exit() {
         let root = busybox();
         let output = Run::on_directory("keeper", root.path()).run(&["sh", "-c", "sleep 1000 & echo bye; exit 4"]);
         assert_eq!((output.status, &*output.text()), (4, "bye\n"));
+    });
+}
+
+#[test]
+fn a_reader_that_stops_reading_holds_up_the_exit_for_a_moment_and_loses_nothing() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let script = "touch /started; seq 1 200000; echo last";
+        let running = Run::on_directory("unread", root.path()).start(&["sh", "-c", script]);
+        let running = running.has_made(&root.path().join("started"));
+        let signal = |signal| {
+            for pid in processes_of("ctr") {
+                kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+            }
+        };
+        signal(Signal::STOP);
+        // (`ctr` itself is asked while the other one stands still.) The exit is told though its output is not taken.
+        wait_for_state("unread", "STOPPED");
+        signal(Signal::CONT);
+        let output = running.wait();
+        let text = output.text();
+        assert_eq!((output.status, text.lines().count()), (0, 200_001), "{}", output.errors());
+        assert!(text.ends_with("\n200000\nlast\n"));
     });
 }

@@ -4,6 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use log::warn;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::pipe::SpliceFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
@@ -59,6 +62,15 @@ pub(super) async fn carry_out(announced: Announced, output: Output, flow: Flow) 
             return;
         }
     };
+    if let Sink::Pipe { write, .. } = &sink {
+        match splice(&stream, write, &flow).await {
+            Ok(()) => return,
+            Err(cause) => {
+                warn!("output is lost from here on: {cause}");
+                sink = Sink::Nothing;
+            }
+        }
+    }
     let mut buffer = Vec::new();
     while let Ok(count @ 1..) = read_some(&stream, &mut buffer).await {
         if let Err(cause) = sink.write(&buffer[..count]).await {
@@ -67,6 +79,45 @@ pub(super) async fn carry_out(announced: Announced, output: Output, flow: Flow) 
         }
         flow.delivered(count);
     }
+}
+
+/// Moves what comes from the stream into a pipe, to the stream's end: pages change their owner, and no byte is copied
+/// (splice(2)).
+///
+/// # Errors
+/// The pipe takes nothing any more.
+async fn splice(stream: &UnixStream, pipe: &AsyncFd<OwnedFd>, flow: &Flow) -> io::Result<()> {
+    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+    loop {
+        // A stream that fails has ended.
+        if stream.readable().await.is_err() {
+            return Ok(());
+        }
+        let mut room = pipe.writable().await?;
+        // The call does not say which of the two it would wait for. The stream's readiness must not be forgotten where it
+        // is the pipe: nothing would tell of the stream again.
+        let moved =
+            stream.try_io(Interest::READABLE, || match rustix::pipe::splice(stream, None, pipe, None, CHUNK, flags) {
+                Err(Errno::AGAIN) if is_full(pipe) => Ok(None),
+                other => Ok(Some(other?)),
+            });
+        match moved {
+            Ok(Some(0)) => return Ok(()),
+            Ok(Some(count)) => flow.delivered(count),
+            Ok(None) => room.clear_ready(),
+            Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            // The stream's end, in another form.
+            Err(cause) if cause.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(cause) => return Err(cause),
+        }
+    }
+}
+
+/// Whether a pipe has no room.
+fn is_full(pipe: &AsyncFd<OwnedFd>) -> bool {
+    let mut fds = [PollFd::new(pipe, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready == 0)
 }
 
 /// Reads what there is, into a buffer that is made when it is needed.
