@@ -11,3 +11,4 @@ pub mod husk;
 pub mod pty;
 pub mod record;
 pub mod rootfs;
+pub mod sequences;
