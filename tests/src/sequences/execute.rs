@@ -1,9 +1,9 @@
 //! One sequence against one shim.
 
-use std::collections::HashMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
@@ -15,6 +15,7 @@ use containerd_shim_protos::api::{
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
@@ -22,8 +23,9 @@ use super::model::{Expected, Model};
 use super::server::Recorder;
 use super::shim::{NAMESPACE, Shim, call_limit, make_bundle, make_fifo, open_fifo, read_all};
 use super::step::{BAD_EXEC, Change, Plain, Process, Program, Single, Step, Target};
-use super::words::{Answer, Event, Names, time};
+use super::words::{Answer, Event, NO_ANSWER, Names, time};
 use crate::host::patience;
+use crate::rootfs;
 
 /// Time for an event that has to come, and for a program to say that it runs.
 const EVENT: Duration = Duration::from_secs(30);
@@ -57,16 +59,34 @@ impl Line {
 /// Where sequences run: the root of their containers, their document, and a directory for everything else.
 #[derive(Debug)]
 pub struct Place {
-    /// For everything.
-    pub directory: PathBuf,
+    directory: TempDir,
     /// The document, without what differs.
-    pub spec: Value,
+    spec: Value,
 }
 
 impl Place {
+    /// Makes one.
+    ///
+    /// # Panics
+    /// The host refuses, or has no `ctr`.
+    #[must_use]
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        fs::create_dir(&root).unwrap();
+        rootfs::busybox(&root);
+        // The document of a `ctr run`.
+        let spec = Command::new("ctr").args(["oci", "spec"]).output().unwrap();
+        Self { directory, spec: serde_json::from_slice(&spec.stdout).unwrap() }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     fn spec(&self, id: &str, process: Process) -> Value {
         let mut spec = self.spec.clone();
-        spec["root"] = json!({ "path": self.directory.join("root") });
+        spec["root"] = json!({ "path": self.path().join("root") });
         spec["linux"]["cgroupsPath"] = json!(format!("/{NAMESPACE}/{id}"));
         spec["process"] = self.process(process);
         spec
@@ -78,6 +98,21 @@ impl Place {
         spec["env"] = json!(["PATH=/bin"]);
         spec["terminal"] = json!(process.terminal);
         spec
+    }
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // What the first container of a namespace makes, if it is empty.
+        for path in [format!("/sys/fs/cgroup/{NAMESPACE}"), format!("/run/containerd/runc/{NAMESPACE}")] {
+            let _ = fs::remove_dir(path);
+        }
     }
 }
 
@@ -101,10 +136,10 @@ struct Run<'a> {
     place: &'a Place,
     bundle: PathBuf,
     shim: Shim,
+    log: OwnedFd,
     recorder: Recorder,
     model: Model,
     names: Names,
-    expected: HashMap<(String, String), usize>,
     streams: Vec<Streams>,
     /// How many have been asked for.
     processes: usize,
@@ -120,9 +155,10 @@ struct Run<'a> {
 pub async fn execute(place: &Place, program: &Path, id: &str, steps: &[Step]) -> Vec<Line> {
     let first = steps.iter().find_map(|step| if let Step::Create(process) = step { Some(*process) } else { None });
     let first = first.unwrap_or(Process { program: Program::True, terminal: false, stdin: false });
-    let bundle = make_bundle(&place.directory, id, &place.spec(id, first));
-    let socket = place.directory.join(format!("{id}.sock"));
+    let bundle = make_bundle(place.path(), id, &place.spec(id, first));
+    let socket = place.path().join(format!("{id}.sock"));
     let recorder = Recorder::start(&socket).await;
+    let log = open_fifo(&bundle.join("log"));
     let mut lines = match Shim::start(program, id, &bundle, &socket).await {
         Ok(shim) => {
             let names = Names { id: id.to_owned(), bundle: bundle.to_str().unwrap().to_owned(), ..Names::default() };
@@ -130,10 +166,10 @@ pub async fn execute(place: &Place, program: &Path, id: &str, steps: &[Step]) ->
                 place,
                 bundle: bundle.clone(),
                 shim,
+                log,
                 recorder,
                 model: Model::default(),
                 names,
-                expected: HashMap::new(),
                 streams: Vec::new(),
                 processes: 0,
                 waiting: Vec::new(),
@@ -144,7 +180,8 @@ pub async fn execute(place: &Place, program: &Path, id: &str, steps: &[Step]) ->
         }
         Err(cause) => {
             recorder.stop().await;
-            vec![Line::of("start of the shim", "", cause)]
+            let log = String::from_utf8_lossy(&read_all(&log)).into_owned();
+            vec![Line::of("start of the shim", "", cause + &log)]
         }
     };
     lines.push(Line::of("left on the host", "", left(id)));
@@ -202,28 +239,33 @@ impl Run<'_> {
         };
         self.lines.push(line);
         let answer = self.call(step).await;
-        let (lost, ok) = (answer.text == "NO ANSWER", answer.is_ok());
-        let at = self.lines.len() - 1;
+        let lost = answer.text == NO_ANSWER;
+        let last = *step == Step::Shutdown && !self.model.is_there();
+        // The end of the connection may come before the answer.
+        let answer = if last && lost { Answer::ok(&[]) } else { answer };
+        let (ok, at) = (answer.is_ok(), self.lines.len() - 1);
         self.lines[at].answer = answer;
         let expected = if ok { self.model.apply(step) } else { self.model.refused(step) };
         if ok && let Step::Single(Single::Start, target) = step {
             self.ready(*target).await;
         }
         self.events(expected).await;
-        lost || (*step == Step::Shutdown && !self.model.is_there())
+        lost || last
     }
 
     /// Waits for the events that a call has to bring.
     async fn events(&mut self, expected: Vec<Expected>) {
-        for event in expected {
-            *self.expected.entry((event.process.to_owned(), event.topic.to_owned())).or_default() += 1;
-        }
-        let (names, expected) = (&self.names, &self.expected);
+        let (names, told) = (&self.names, self.told);
         let all = |events: &[_]| {
-            let events: Vec<Event> = events.iter().map(|event| names.event(event)).collect();
-            expected.iter().all(|((process, topic), count)| {
-                events.iter().filter(|event| event.process == *process && event.topic == *topic).count() >= *count
-            })
+            // What nobody waited for has come before, or comes in between.
+            let mut left = expected.clone();
+            for event in events[told..].iter().map(|event| names.event(event)) {
+                let wanted = |wanted: &Expected| wanted.process == event.process && wanted.topic == event.topic;
+                if let Some(at) = left.iter().position(wanted) {
+                    left.remove(at);
+                }
+            }
+            left.is_empty()
         };
         let came = self.recorder.wait_until(EVENT * patience(), all).await;
         let events = self.recorder.events();
@@ -454,19 +496,18 @@ impl Run<'_> {
 
     /// Looks at what is there when all calls were made: Waits, events, outputs, the shim's end.
     async fn finish(mut self) -> Vec<Line> {
-        let ended = !self.model.is_there() && self.shim.has_ended();
+        let ended = !self.model.is_there() && self.shim.ends().await;
         let mut lines = self.lines;
         for waiting in self.waiting {
             let own = lines[waiting.line].target.trim_start_matches("wait ").to_owned();
             lines[waiting.line].answer = match tokio::time::timeout(EVENT, waiting.answer).await {
                 Ok(Ok(Ok(exit))) => Answer::ok(&[format!("status={}", exit.exit_status), time(&exit.exited_at)]),
                 Ok(Ok(Err(cause))) => self.names.error(&cause),
-                _ => Answer { text: "NO ANSWER".to_owned(), words: format!("{own} has not ended") },
+                _ => Answer { text: NO_ANSWER.to_owned(), words: format!("{own} has not ended") },
             };
         }
         lines.push(Line::of("end of the shim", "", if ended { "by itself" } else { "killed" }));
-        let deleted = self.shim.delete();
-        lines.push(Line::of("delete of the shim", "", deleted));
+        lines.push(Line::of("delete of the shim", "", self.shim.delete().await));
         let events: Vec<Event> = self.recorder.events().iter().map(|event| self.names.event(event)).collect();
         let late = events[self.told..].iter().map(|event| format!("{}: {}", event.process, event.text)).collect();
         lines.push(Line { events: late, ..Line::of("order of events", "", order(&events)) });
@@ -486,7 +527,7 @@ impl Run<'_> {
                 let _ = fs::remove_file(name);
             });
         }
-        let log = self.shim.log();
+        let log = String::from_utf8_lossy(&read_all(&self.log)).into_owned();
         lines.push(Line { events: log.lines().map(str::to_owned).collect(), ..Line::of("log", "", "") });
         self.recorder.stop().await;
         lines

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::step::{BAD_EXEC, EXECS, Plain, Process, Single, Step, Target};
+use super::step::{BAD_EXEC, EXECS, Plain, Process, Program, Single, Step, Target};
 
 /// The signal that nothing survives.
 pub const KILL: u32 = 9;
@@ -37,7 +37,9 @@ pub struct Known {
     own_input_closed: bool,
     shim_input_closed: bool,
     /// It ends as soon as the container goes on.
-    ends_at_resume: bool,
+    pub ends_at_resume: bool,
+    /// It could not be started.
+    pub failed: bool,
 }
 
 impl Known {
@@ -47,10 +49,30 @@ impl Known {
         own_input_closed: false,
         shim_input_closed: false,
         ends_at_resume: false,
+        failed: false,
     };
 
     fn made(process: Process) -> Self {
         Self { life: Life::Made, process: Some(process), ..Self::ABSENT }
+    }
+
+    /// It was asked for with a terminal.
+    #[must_use]
+    pub fn has_terminal(&self) -> bool {
+        self.process.is_some_and(|process| process.terminal)
+    }
+
+    /// There is a program to run.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.process.is_some_and(|process| process.program.runs())
+    }
+
+    /// It runs, and a signal makes it do something.
+    #[must_use]
+    pub fn handles(&self, signal: u32) -> bool {
+        let traps = self.process.is_some_and(|process| process.program == Program::Trapper);
+        self.life == Life::Running && signal == TERM && traps
     }
 
     fn has_no_input(&self) -> bool {
@@ -81,11 +103,13 @@ pub struct Model {
     pub execs: [Known; EXECS.len()],
     /// It is frozen.
     pub paused: bool,
+    /// Somebody has asked for a container, if in vain.
+    asked: bool,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { init: Known::ABSENT, execs: [Known::ABSENT; EXECS.len()], paused: false }
+        Self { init: Known::ABSENT, execs: [Known::ABSENT; EXECS.len()], paused: false, asked: false }
     }
 }
 
@@ -114,6 +138,12 @@ impl Model {
         !matches!(self.init.life, Life::Absent | Life::Deleted)
     }
 
+    /// Somebody has asked this shim for a container, and may have got none.
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        self.asked
+    }
+
     /// Whether a process runs that only a call can end.
     #[must_use]
     pub fn runs(&self, target: Target) -> bool {
@@ -124,7 +154,7 @@ impl Model {
     pub fn apply(&mut self, step: &Step) -> Vec<Expected> {
         match *step {
             Step::Create(process) => {
-                *self = Self { init: Known::made(process), ..Self::default() };
+                *self = Self { init: Known::made(process), asked: true, ..Self::default() };
                 vec![expect("init", "create")]
             }
             Step::Exec(None, _) => vec![expect(BAD_EXEC, "exec-added")],
@@ -153,12 +183,23 @@ impl Model {
         }
     }
 
-    /// What has changed though the call was refused: the caller's own end of an input.
+    /// What has changed though the call was refused.
     pub fn refused(&mut self, step: &Step) -> Vec<Expected> {
-        if let Step::CloseIo(target, true) = *step
-            && let Some(known) = self.known_mut(target)
-        {
-            known.own_input_closed = true;
+        match *step {
+            Step::Create(_) => self.asked = true,
+            Step::Single(Single::Start, target) => {
+                let can_start = matches!(self.init.life, Life::Made | Life::Running) && !self.paused;
+                if let Some(known) = self.known_mut(target) {
+                    known.failed |= can_start && known.life == Life::Made;
+                }
+            }
+            // The caller's own end.
+            Step::CloseIo(target, true) => {
+                if let Some(known) = self.known_mut(target) {
+                    known.own_input_closed = true;
+                }
+            }
+            _ => {}
         }
         self.starved()
     }
@@ -180,6 +221,10 @@ impl Model {
     fn deleted(&mut self, target: Target) -> Vec<Expected> {
         let Some(known) = self.known_mut(target) else { return Vec::new() };
         let before = std::mem::replace(&mut known.life, Life::Deleted);
+        if target == Target::Init {
+            // They go with it.
+            self.execs.iter_mut().filter(|exec| exec.life != Life::Absent).for_each(|exec| exec.life = Life::Deleted);
+        }
         match (target, before) {
             // Deleting one that was never started ends its first process, which waits to be started.
             (Target::Init, Life::Made) => vec![expect("init", "exit"), expect("init", "delete")],
@@ -199,9 +244,9 @@ impl Model {
     fn signalled(&mut self, target: Target, signal: u32) -> Vec<Expected> {
         let paused = self.paused;
         let Some(known) = self.known_mut(target) else { return Vec::new() };
-        let handles = known.process.is_some_and(|process| process.program == super::step::Program::Trapper);
+        let handles = known.handles(signal);
         let ends = match (known.life, target) {
-            (Life::Running, Target::Init) => signal == KILL || (signal == TERM && handles),
+            (Life::Running, Target::Init) => signal == KILL || handles,
             (Life::Running, _) => signal == KILL || ENDING.contains(&signal),
             (Life::Made, Target::Init) => signal == KILL,
             _ => false,
@@ -209,7 +254,8 @@ impl Model {
         if !ends {
             return Vec::new();
         }
-        if paused && signal != KILL {
+        // Without a handler the kernel ends it at once, frozen or not.
+        if paused && handles {
             known.ends_at_resume = true;
             return Vec::new();
         }

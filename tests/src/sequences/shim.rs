@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -23,6 +24,8 @@ use crate::host::{patience, processes_of};
 pub const NAMESPACE: &str = "husk-sequences";
 /// The interface that every shim serves.
 const SERVICE: &str = "containerd.task.v2.Task";
+/// Where containerd would listen.
+const CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// Time for a call; `start` and `delete` too.
 const CALL: Duration = Duration::from_secs(60);
 /// Time for a shim that was shut down to end.
@@ -34,16 +37,28 @@ pub fn call_limit() -> Duration {
     CALL * patience()
 }
 
-/// A shim that runs.
-pub struct Shim {
-    program: PathBuf,
+/// How the program of a shim is called.
+#[derive(Debug, Clone)]
+struct Program {
+    path: PathBuf,
     id: String,
     bundle: PathBuf,
-    socket: PathBuf,
-    pidfd: OwnedFd,
-    client: Client,
-    log: OwnedFd,
     events: PathBuf,
+}
+
+/// A shim that runs.
+pub struct Shim {
+    socket: PathBuf,
+    pidfd: Arc<OwnedFd>,
+    client: Client,
+    // Last: it ends what is left.
+    rest: Rest,
+}
+
+/// What a shim may leave, until it was deleted.
+struct Rest {
+    program: Program,
+    deleted: bool,
 }
 
 /// Makes what containerd makes before it starts a shim: a directory with the document and the fifo of the log.
@@ -90,38 +105,30 @@ pub fn read_all(fifo: impl AsFd) -> Vec<u8> {
 }
 
 impl Shim {
-    /// Runs `start` in the bundle, as containerd does, and connects to the shim.
+    /// Runs `start` in the bundle, as containerd does, and connects to the shim. Events go to the socket `events`.
     ///
     /// # Errors
     /// What `start` says.
     ///
     /// # Panics
     /// The host refuses.
-    pub async fn start(program: &Path, id: &str, bundle: &Path, events: &Path) -> Result<Self, String> {
-        let log = open_fifo(&bundle.join("log"));
-        let output = run(program, id, bundle, events, &["start"]);
+    pub async fn start(path: &Path, id: &str, bundle: &Path, events: &Path) -> Result<Self, String> {
+        let program =
+            Program { path: path.to_owned(), id: id.to_owned(), bundle: bundle.to_owned(), events: events.to_owned() };
+        let rest = Rest { program: program.clone(), deleted: false };
+        let output = tokio::task::spawn_blocking(move || program.run(&["start"])).await.unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let address = match serde_json::from_str::<Value>(&text) {
             Ok(answer) => answer["address"].as_str().unwrap_or_default().to_owned(),
             Err(_) => text.trim().to_owned(),
         };
         let Some(socket) = address.strip_prefix("unix://").filter(|_| output.status.success()) else {
-            let log = String::from_utf8_lossy(&read_all(&log)).into_owned();
-            return Err(format!("{text}{}{log}", String::from_utf8_lossy(&output.stderr)));
+            return Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr)));
         };
         let stream = UnixStream::connect(socket).await.map_err(|cause| format!("{socket}: {cause}"))?;
-        let pid = process_of(program, id).ok_or("`start` has answered, and no shim runs")?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        Ok(Self {
-            program: program.to_owned(),
-            id: id.to_owned(),
-            bundle: bundle.to_owned(),
-            socket: socket.into(),
-            pidfd,
-            client: Client::new(Socket::new(stream)),
-            log,
-            events: events.to_owned(),
-        })
+        let pid = rest.program.shim().ok_or("`start` has answered, and no shim runs")?;
+        let pidfd = Arc::new(pidfd_open(pid, PidfdFlags::empty()).unwrap());
+        Ok(Self { socket: socket.into(), pidfd, client: Client::new(Socket::new(stream)), rest })
     }
 
     /// One call, which can outlive the borrow.
@@ -140,28 +147,38 @@ impl Shim {
             ..Request::default()
         };
         async move {
-            let response = client.request(request).await?;
+            // ttrpc's own limit does not cover the write.
+            let response = tokio::time::timeout(limit * 2, client.request(request)).await;
+            let response = response.map_err(|_| ttrpc::Error::Others("the request cannot be sent".to_owned()))??;
             R::parse_from_bytes(&response.payload).map_err(|cause| ttrpc::Error::Others(cause.to_string()))
         }
     }
 
-    /// What is in the log and was not read.
-    #[must_use]
-    pub fn log(&self) -> String {
-        String::from_utf8_lossy(&read_all(&self.log)).into_owned()
+    /// Whether the shim ends by itself, in time.
+    pub async fn ends(&self) -> bool {
+        let pidfd = Arc::clone(&self.pidfd);
+        tokio::task::spawn_blocking(move || ends_within(&pidfd, END * patience())).await.unwrap()
     }
 
-    /// Whether the shim has ended by itself, after a Shutdown.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.ends_within(END * patience())
+    /// Kills what is left, runs `delete`, and returns what that answers, in words.
+    pub async fn delete(mut self) -> String {
+        // Its socket stays where the shim did not end by itself.
+        let _ = fs::remove_file(&self.socket);
+        tokio::task::spawn_blocking(move || self.rest.end()).await.unwrap()
     }
+}
 
-    /// Runs `delete`, and returns what it answers in words.
-    #[must_use]
-    pub fn delete(&self) -> String {
-        let bundle = self.bundle.to_str().unwrap();
-        let output = run(&self.program, &self.id, &self.bundle, &self.events, &["-bundle", bundle, "delete"]);
+impl Rest {
+    fn end(&mut self) -> String {
+        self.deleted = true;
+        if let Some(pid) = self.program.shim()
+            && let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+        {
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            let _ = ends_within(&pidfd, END);
+        }
+        let bundle = self.program.bundle.to_str().unwrap();
+        let output = self.program.run(&["-bundle", bundle, "delete"]);
         if !output.status.success() {
             return format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
         }
@@ -170,43 +187,39 @@ impl Shim {
             Err(cause) => cause.to_string(),
         }
     }
-
-    fn ends_within(&self, limit: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec::try_from(limit).unwrap())).unwrap() == 1
-    }
 }
 
-impl Drop for Shim {
+impl Drop for Rest {
     fn drop(&mut self) {
-        // A shim that has ended by itself has taken its container with it.
-        if !self.ends_within(Duration::ZERO) {
-            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-            let _ = self.ends_within(END);
-            let _ = self.delete();
+        if !self.deleted {
+            self.end();
         }
-        let _ = fs::remove_file(&self.socket);
     }
 }
 
-/// Runs the shim's program with these words after the flags that it always gets.
-fn run(program: &Path, id: &str, bundle: &Path, events: &Path, words: &[&str]) -> Output {
-    let mut command = Command::new("timeout");
-    command.args(["-k", "5", &call_limit().as_secs().to_string()]).arg(program).current_dir(bundle);
-    command.args(["-namespace", NAMESPACE, "-address", "/run/containerd/containerd.sock"]);
-    command.args(["-publish-binary", "/usr/bin/containerd", "-id", id]).args(words);
-    command.env("TTRPC_ADDRESS", events).env("GRPC_ADDRESS", "/run/containerd/containerd.sock");
-    command.env("NAMESPACE", NAMESPACE).env("MAX_SHIM_VERSION", "2").env("GOMAXPROCS", "2");
-    command.stdin(Stdio::null()).output().unwrap()
+impl Program {
+    /// Runs it with these words after the flags that it always gets.
+    fn run(&self, words: &[&str]) -> Output {
+        let mut command = Command::new("timeout");
+        command.args(["-k", "5", &call_limit().as_secs().to_string()]).arg(&self.path).current_dir(&self.bundle);
+        command.args(["-namespace", NAMESPACE, "-address", CONTAINERD, "-publish-binary", "/usr/bin/containerd"]);
+        command.args(["-id", &self.id]).args(words).stdin(Stdio::null());
+        command.env("TTRPC_ADDRESS", &self.events).env("GRPC_ADDRESS", CONTAINERD);
+        command.env("NAMESPACE", NAMESPACE).env("MAX_SHIM_VERSION", "2").output().unwrap()
+    }
+
+    /// The process of the shim. (The socket's peer says nothing: it was made by the process that `start` was.)
+    fn shim(&self) -> Option<Pid> {
+        let named = |pid: &i32| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
+            words.windows(2).any(|pair| pair == [b"-id", self.id.as_bytes()])
+        };
+        processes_of(self.path.file_name()?.to_str()?).into_iter().find(named).and_then(Pid::from_raw)
+    }
 }
 
-/// The process of the shim: its socket was made by the one that `start` was, so that the socket's peer says nothing.
-fn process_of(program: &Path, id: &str) -> Option<Pid> {
-    let name = program.file_name()?.to_str()?;
-    let named = |pid: &i32| {
-        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = words.split(|byte| *byte == 0).collect();
-        words.windows(2).any(|pair| pair == [b"-id", id.as_bytes()])
-    };
-    processes_of(name).into_iter().find(named).and_then(Pid::from_raw)
+fn ends_within(pidfd: &OwnedFd, limit: Duration) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::try_from(limit).unwrap())).unwrap() == 1
 }

@@ -14,6 +14,8 @@ use protobuf::{Message, MessageField};
 
 /// What a client decides by in the words of an error; a code says the rest.
 const PHRASES: [&str; 4] = ["already finished", "already exists", "not found", "no such file or directory"];
+/// A call that was not answered: its time is over, or the connection is.
+pub const NO_ANSWER: &str = "NO ANSWER";
 /// Go's zero time, in seconds before 1970.
 const YEAR_ONE: i64 = -62_135_596_800;
 
@@ -76,7 +78,7 @@ impl Names {
     #[must_use]
     pub fn error(&self, cause: &ttrpc::Error) -> Answer {
         let ttrpc::Error::RpcStatus(status) = cause else {
-            return Answer { text: "NO ANSWER".to_owned(), words: cause.to_string() };
+            return Answer { text: NO_ANSWER.to_owned(), words: cause.to_string() };
         };
         let words = status.message.replace(&self.bundle, "<bundle>").replace(&self.id, "<id>");
         let found: Vec<&str> = PHRASES.into_iter().filter(|phrase| words.contains(phrase)).collect();
