@@ -24,6 +24,7 @@ mod long;
 mod many;
 mod observe;
 mod restart;
+mod sequences;
 mod stalls;
 mod streams;
 mod terminal;

@@ -7,10 +7,12 @@
 //! writes a transcript, in which ids, pids and paths are what they stand for ([`words`]); [`compare`] puts two beside each
 //! other. A sequence that differs is made shorter for as long as it still does.
 
+mod calls;
 pub mod compare;
 pub mod execute;
 pub mod generate;
 pub mod model;
+pub mod place;
 pub mod server;
 pub mod shim;
 pub mod step;
@@ -20,8 +22,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use compare::{Differences, beside};
-use execute::{Line, Place, execute};
+use execute::{Line, execute};
 use generate::{are_permitted, generate};
+use place::Place;
 use step::Step;
 use tokio::runtime::Runtime;
 
@@ -83,10 +86,7 @@ impl Pair {
         let id = |side| format!("sequence-{}-{}{side}", std::process::id(), self.count);
         let [one, other] = &self.programs;
         self.runtime.block_on(async {
-            [
-                execute(&self.place, one, &id("a"), steps).await,
-                execute(&self.place, other, &id("b"), steps).await,
-            ]
+            [execute(&self.place, one, &id("a"), steps).await, execute(&self.place, other, &id("b"), steps).await]
         })
     }
 

@@ -156,14 +156,22 @@ mod tests {
 
     fn line(call: &str, state: &str, text: &str) -> Line {
         let answer = Answer { text: text.to_owned(), words: String::new() };
-        Line { call: call.to_owned(), target: format!("{call} init"), state: state.to_owned(), answer, events: Vec::new() }
+        Line {
+            call: call.to_owned(),
+            target: format!("{call} init"),
+            state: state.to_owned(),
+            answer,
+            events: Vec::new(),
+        }
     }
 
     #[test]
     fn patterns_are_of_the_whole_text() {
         assert!(matches("OK", "OK") && matches("*", "") && matches("OK *", "OK pid") && matches("*at*at", "a at b at"));
         assert!(matches("a*b*c", "a1b2b3c"));
-        assert!(!matches("OK", "OK pid") && !matches("OK", "not OK") && !matches("a*b", "ab c") && !matches("ab*b", "ab"));
+        assert!(
+            !matches("OK", "OK pid") && !matches("OK", "not OK") && !matches("a*b", "ab c") && !matches("ab*b", "ab")
+        );
     }
 
     #[test]

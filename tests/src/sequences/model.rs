@@ -188,9 +188,9 @@ impl Model {
         match *step {
             Step::Create(_) => self.asked = true,
             Step::Single(Single::Start, target) => {
-                let can_start = matches!(self.init.life, Life::Made | Life::Running) && !self.paused;
+                let alive = matches!(self.init.life, Life::Made | Life::Running);
                 if let Some(known) = self.known_mut(target) {
-                    known.failed |= can_start && known.life == Life::Made;
+                    known.failed |= alive && known.life == Life::Made;
                 }
             }
             // The caller's own end.
@@ -207,9 +207,9 @@ impl Model {
     fn started(&mut self, target: Target) -> Vec<Expected> {
         let Some(known) = self.known_mut(target) else { return Vec::new() };
         known.life = Life::Running;
-        let ends = known.process.is_some_and(|process| {
-            !process.program.lives() || (process.program.reads() && known.has_no_input())
-        });
+        let ends = known
+            .process
+            .is_some_and(|process| !process.program.lives() || (process.program.reads() && known.has_no_input()));
         let label = label(target);
         let mut expected = vec![expect(label, if target == Target::Init { "start" } else { "exec-started" })];
         if ends {

@@ -27,7 +27,7 @@ const SERVICE: &str = "containerd.task.v2.Task";
 /// Where containerd would listen.
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 /// Time for a call; `start` and `delete` too.
-const CALL: Duration = Duration::from_secs(60);
+const CALL: Duration = Duration::from_secs(30);
 /// Time for a shim that was shut down to end.
 const END: Duration = Duration::from_secs(30);
 

@@ -244,6 +244,28 @@ pub enum Step {
     Shutdown,
 }
 
+impl Step {
+    /// What it is about.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        match *self {
+            Self::Create(_) | Self::Shutdown => Target::Init,
+            Self::Exec(n, _) => n.map_or(Target::NoExec, Target::Exec),
+            Self::Single(_, target)
+            | Self::Kill(target, ..)
+            | Self::CloseIo(target, _)
+            | Self::Plain(_, target)
+            | Self::Update(target, _) => target,
+        }
+    }
+
+    /// The call's word, without what it is about.
+    #[must_use]
+    pub fn call(&self) -> String {
+        self.to_string().split_whitespace().next().unwrap_or_default().to_owned()
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
+use containerd_shim_protos::api::{PidsResponse, StateResponse, StatsResponse};
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::events::task::{
     TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
-use containerd_shim_protos::api::{PidsResponse, StateResponse, StatsResponse};
 use containerd_shim_protos::shim::event::Envelope;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
@@ -136,7 +136,9 @@ impl Names {
         let Ok(metrics) = Metrics::parse_from_bytes(&any.value) else {
             return Answer::ok(&[any.type_url.clone(), "garbled".to_owned()]);
         };
-        let more = |name: &str, value: u64| if runs { format!("{name}{}", if value > 0 { ">0" } else { "=0" }) } else { String::new() };
+        let more = |name: &str, value: u64| {
+            if runs { format!("{name}{}", if value > 0 { ">0" } else { "=0" }) } else { String::new() }
+        };
         Answer::ok(&[
             any.type_url.clone(),
             flag("pids", metrics.pids.is_some()),
