@@ -63,9 +63,8 @@ fn is_permitted(model: &Model, step: &Step) -> bool {
         Step::Kill(Target::Init, TERM, true) => {
             !model.init.handles(TERM) || !model.execs.iter().any(|exec| exec.life == Life::Running)
         }
-        Step::Single(Single::Delete | Single::DeleteTwice, Target::Init) if created => {
-            !model.execs.iter().any(|exec| exec.life == Life::Running)
-        }
+        // Neither does containerd's client delete it then. It ends by that: does its exit count, and is it told first?
+        Step::Single(Single::Delete | Single::DeleteTwice, Target::Init) if created => false,
         // The end of a terminal's input hangs it up under runc.
         Step::CloseIo(target, true) if model.known(target).is_some_and(|known| known.has_terminal()) => false,
         Step::CloseIo(..) | Step::Kill(..) => {
@@ -126,7 +125,6 @@ fn sensible(rng: &mut Rng, model: &Model) -> Step {
     match model.init.life {
         Life::Made => {
             choices.push((12, Step::Single(Single::Start, Target::Init)));
-            choices.push((1, Step::Single(Single::Delete, Target::Init)));
             choices.push((1, Step::Kill(Target::Init, KILL, rng.bool())));
         }
         Life::Running => {

@@ -12,8 +12,8 @@ use containerd_shim_protos::shim::event::Envelope;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
 
-/// What a client decides by in the words of an error; a code says the rest.
-const PHRASES: [&str; 4] = ["already finished", "already exists", "not found", "no such file or directory"];
+/// What a client decides by in the words of an error; the code says the rest.
+const PHRASES: [&str; 2] = ["already finished", "no such file or directory"];
 /// A call that was not answered: its time is over, or the connection is.
 pub const NO_ANSWER: &str = "NO ANSWER";
 /// Go's zero time, in seconds before 1970.
@@ -246,12 +246,11 @@ fn io(io: Option<&TaskIO>) -> String {
     flags.into_iter().filter(|flag| !flag.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a time was told, and one that can be.
+/// Whether a time was told. Go's zero time is none: containerd reads one that is not there as that.
 #[must_use]
 pub fn time(at: &MessageField<Timestamp>) -> String {
     match at.as_ref().map(|at| at.seconds) {
-        None => String::new(),
-        Some(YEAR_ONE) => "at=year-1".to_owned(),
+        None | Some(YEAR_ONE) => String::new(),
         Some(0) => "at=1970".to_owned(),
         Some(_) => "at".to_owned(),
     }
