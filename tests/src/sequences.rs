@@ -50,8 +50,8 @@ pub struct Report {
     pub sequences: usize,
     /// Their steps.
     pub steps: usize,
-    /// The differences that nobody has meant, for people.
-    pub found: Vec<String>,
+    /// Sequences with differences that nobody has meant.
+    pub found: usize,
     /// Differences that are meant, and were met.
     pub met: usize,
     /// Differences that are meant, and were not.
@@ -98,18 +98,20 @@ impl Pair {
         format!("{}{verdict}\n", beside(&self.names(), &one, &other, at.is_none().then_some(usize::MAX)))
     }
 
-    /// Runs the sequences of `count` seeds, from `seed` on, until `most` differ. `each` is called before each of them.
-    pub fn compare(&mut self, seed: u64, count: usize, most: usize, mut each: impl FnMut(u64, &[Step])) -> Report {
+    /// Runs the sequences of `count` seeds, from `seed` on, until `most` differ. `tell` gets each seed before it is tried,
+    /// and each difference.
+    pub fn compare(&mut self, seed: u64, count: usize, most: usize, tell: impl Fn(&str)) -> Report {
         let mut report = Report::default();
         for seed in (seed..).take(count) {
             let steps = generate(seed);
-            each(seed, &steps);
+            tell(&format!("seed {seed}: {} steps", steps.len()));
             report.sequences += 1;
             report.steps += steps.len();
             let lines = self.run(&steps);
             if self.differences.first(&lines[0], &lines[1]).is_some() {
-                report.found.push(self.explain(seed, steps, lines));
-                if report.found.len() >= most {
+                report.found += 1;
+                tell(&self.explain(seed, steps, lines));
+                if report.found >= most {
                     break;
                 }
             }

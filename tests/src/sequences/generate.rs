@@ -59,6 +59,8 @@ fn is_permitted(model: &Model, step: &Step) -> bool {
         }
         // The signal may reach the runtime's process before it is the container's.
         Step::Kill(Target::Init, signal, _) if created => SIGNALS_BEFORE_START.contains(&signal),
+        // runc thaws a container to signal all of it, and its shim does not know.
+        Step::Kill(Target::Init, signal, true) if model.paused && signal != KILL => false,
         // Who is faster, the first process's end or the handler of another?
         Step::Kill(Target::Init, TERM, true) => {
             !model.init.handles(TERM) || !model.execs.iter().any(|exec| exec.life == Life::Running)
