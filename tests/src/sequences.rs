@@ -29,7 +29,7 @@ use step::Step;
 use tokio::runtime::Runtime;
 
 /// Runs that making one sequence shorter may take.
-const MOST_SHORTER: usize = 40;
+const MOST_SHORTER: usize = 20;
 /// Rows of a shim's log below a difference.
 const LOG_ROWS: usize = 15;
 
@@ -121,10 +121,10 @@ impl Pair {
         report
     }
 
-    /// Makes a sequence that differs shorter for as long as it does, and says how.
+    /// Says how a sequence differs, and makes it shorter for as long as it does.
     fn explain(&mut self, seed: u64, mut steps: Vec<Step>, mut lines: [Vec<Line>; 2]) -> String {
-        let before = steps.clone();
-        let (mut at, mut left) = (steps.len(), MOST_SHORTER);
+        let mut text = format!("seed {seed} differs:\n{}", self.difference(&steps, &lines));
+        let (before, mut at, mut left) = (steps.len(), steps.len(), MOST_SHORTER);
         // The last steps first: what follows the difference goes at once.
         while at > 0 && left > 0 {
             at -= 1;
@@ -139,14 +139,19 @@ impl Pair {
                 (steps, lines) = (shorter, new);
             }
         }
-        let mut text = format!("seed {seed}: {} steps, of which these {} are enough:\n", before.len(), steps.len());
-        steps.iter().for_each(|step| {
-            let _ = writeln!(text, "{step}");
-        });
-        let names = self.names();
-        let at = self.differences.first(&lines[0], &lines[1]);
+        if steps.len() < before {
+            let _ = write!(text, "\nof its {before} calls these {} are enough:\n", steps.len());
+            text.push_str(&self.difference(&steps, &lines));
+        }
+        text
+    }
+
+    /// The calls, the transcripts up to the difference, and the ends of the shims' logs.
+    fn difference(&self, steps: &[Step], lines: &[Vec<Line>; 2]) -> String {
+        let mut text: String = steps.iter().map(|step| format!("{step}\n")).collect();
+        let (names, at) = (self.names(), self.differences.first(&lines[0], &lines[1]));
         let _ = write!(text, "\n{}", beside(&names, &lines[0], &lines[1], at));
-        for (name, lines) in names.iter().zip(&lines) {
+        for (name, lines) in names.iter().zip(lines) {
             let log = lines.iter().filter(|line| line.call == "log").flat_map(|line| &line.events);
             // Not what runc's shim says of its own parts.
             let log: Vec<&String> = log.filter(|row| !row.contains("loading plugin")).collect();
@@ -154,10 +159,6 @@ impl Pair {
                 let _ = writeln!(text, "log of {name}: {row}");
             }
         }
-        let _ = writeln!(text, "all of it was:");
-        before.iter().for_each(|step| {
-            let _ = writeln!(text, "{step}");
-        });
         text
     }
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::api::{ConnectRequest, DeleteResponse};
 use containerd_shim_protos::shim_async::Client;
 use protobuf::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -126,9 +126,12 @@ impl Shim {
             return Err(format!("{text}{}", String::from_utf8_lossy(&output.stderr)));
         };
         let stream = UnixStream::connect(socket).await.map_err(|cause| format!("{socket}: {cause}"))?;
+        let client = Client::new(Socket::new(stream));
+        // Whatever it answers, it has a command line then: it does not yet where it is still being executed.
+        let _ = client.request(request("Connect", &ConnectRequest::new(), call_limit())).await;
         let pid = rest.program.shim().ok_or("`start` has answered, and no shim runs")?;
         let pidfd = Arc::new(pidfd_open(pid, PidfdFlags::empty()).unwrap());
-        Ok(Self { socket: socket.into(), pidfd, client: Client::new(Socket::new(stream)), rest })
+        Ok(Self { socket: socket.into(), pidfd, client, rest })
     }
 
     /// One call, which can outlive the borrow.
@@ -139,13 +142,7 @@ impl Shim {
         limit: Duration,
     ) -> impl Future<Output = ttrpc::Result<R>> + Send + 'static {
         let client = self.client.clone();
-        let request = Request {
-            service: SERVICE.to_owned(),
-            method: method.to_owned(),
-            timeout_nano: limit.as_nanos().try_into().unwrap(),
-            payload: request.write_to_bytes().unwrap(),
-            ..Request::default()
-        };
+        let request = self::request(method, request, limit);
         async move {
             // ttrpc's own limit does not cover the write.
             let response = tokio::time::timeout(limit * 2, client.request(request)).await;
@@ -165,6 +162,16 @@ impl Shim {
         // Its socket stays where the shim did not end by itself.
         let _ = fs::remove_file(&self.socket);
         tokio::task::spawn_blocking(move || self.rest.end()).await.unwrap()
+    }
+}
+
+fn request(method: &str, message: &impl Message, limit: Duration) -> Request {
+    Request {
+        service: SERVICE.to_owned(),
+        method: method.to_owned(),
+        timeout_nano: limit.as_nanos().try_into().unwrap(),
+        payload: message.write_to_bytes().unwrap(),
+        ..Request::default()
     }
 }
 
