@@ -1,4 +1,4 @@
-//! Random sequences of task calls against two shims, as root in the test bed (`tests/suites/sequences`): whether their
+//! Random sequences of task calls against two shims, as root in the test bed (CONTRIBUTING.md, "Test"): whether their
 //! answers and events are the same.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
