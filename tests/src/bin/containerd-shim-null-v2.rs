@@ -2,14 +2,16 @@
 //! takes is what `ctr` and containerd take, whatever the runtime. Nothing installs it.
 //!
 //! It keeps the contract: its task has a pid of its own, which is gone before the exit is told, and events come in their
-//! order. Its container "runs" from Start to the next moment, prints nothing and ends with status 0; one that could print
+//! order. It opens and closes the outputs, so that their reader sees an end. Its container "runs" from Start to the next moment, prints nothing and ends with status 0; one that could print
 //! nowhere stays until it is killed, for execs, which "run" as containers do.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -80,6 +82,7 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> io::Result<()> {
             publisher,
             life: watch::Sender::new(Life::Nothing),
             execs: watch::Sender::default(),
+            outputs: Mutex::default(),
             stays: AtomicBool::new(false),
             end: Notify::new(),
         });
@@ -90,7 +93,7 @@ fn serve(arguments: &Arguments, inherited: Inherited) -> io::Result<()> {
         let mut server = Server::new().add_listener(Listener::new(connections)).register_service(services);
         server.start().await.map_err(io::Error::other)?;
         // containerd reads both outputs to their end before it goes on.
-        let null_device = std::fs::File::options().write(true).open("/dev/null")?;
+        let null_device = File::options().write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(&null_device)?;
         rustix::stdio::dup2_stderr(&null_device)?;
         null.end.notified().await;
@@ -117,11 +120,35 @@ impl Life {
     }
 }
 
+/// Names of fifos: standard output and standard error.
+#[derive(Clone, Default)]
+struct Outputs(String, String);
+
+impl Outputs {
+    /// What a reader sees of a program that prints nothing.
+    fn end(&self) {
+        for path in [&self.0, &self.1] {
+            if !path.is_empty() {
+                // Nobody reads: nobody sees it.
+                drop(File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path));
+            }
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+struct Exec {
+    outputs: Outputs,
+    ended: Option<SystemTime>,
+}
+
 struct Null {
     publisher: Publisher,
     life: watch::Sender<Life>,
-    /// Those that were added, and when they ended.
-    execs: watch::Sender<HashMap<String, Option<SystemTime>>>,
+    /// Those that were added.
+    execs: watch::Sender<HashMap<String, Exec>>,
+    /// The container's.
+    outputs: Mutex<Outputs>,
     /// The container stays until it is killed.
     stays: AtomicBool,
     end: Notify,
@@ -153,6 +180,7 @@ impl Null {
         let (Life::Created(process) | Life::Running(process)) = life else { return Err(wrong("it does not run")) };
         kill_process(process, Signal::KILL).map_err(wrong)?;
         waitpid(Some(process), WaitOptions::empty()).map_err(wrong)?;
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).end();
         let at = SystemTime::now();
         self.exited(id, id, life.pid(), status, at);
         self.life.send_replace(Life::Stopped(process, at));
@@ -168,10 +196,12 @@ impl Null {
             pid,
             ..TaskExecStarted::default()
         });
+        let exec = self.execs.borrow().get(exec_id).cloned().ok_or_else(|| wrong("there is no such exec"))?;
+        exec.outputs.end();
         let at = SystemTime::now();
         self.exited(id, exec_id, pid, 0, at);
         self.execs.send_modify(|execs| {
-            execs.insert(exec_id.to_owned(), Some(at));
+            execs.insert(exec_id.to_owned(), Exec { ended: Some(at), ..exec });
         });
         Ok(pid)
     }
@@ -197,6 +227,8 @@ impl Task for Null {
         let created = Life::Created(idle_process().map_err(wrong)?);
         self.life.send_replace(created);
         self.stays.store(request.stdout().is_empty(), Ordering::Relaxed);
+        *self.outputs.lock().unwrap_or_else(PoisonError::into_inner) =
+            Outputs(request.stdout().to_owned(), request.stderr().to_owned());
         let pid = created.pid();
         self.publisher.publish(&TaskCreate {
             container_id: request.id().to_owned(),
@@ -226,7 +258,8 @@ impl Task for Null {
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         self.execs.send_modify(|execs| {
-            execs.insert(request.exec_id().to_owned(), None);
+            let outputs = Outputs(request.stdout().to_owned(), request.stderr().to_owned());
+            execs.insert(request.exec_id().to_owned(), Exec { outputs, ended: None });
         });
         self.publisher.publish(&TaskExecAdded {
             container_id: request.id().to_owned(),
@@ -243,7 +276,7 @@ impl Task for Null {
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
         let life = *self.life.borrow();
-        let exec = self.execs.borrow().get(request.exec_id()).copied();
+        let exec = self.execs.borrow().get(request.exec_id()).map(|exec| exec.ended);
         let (status, exited_at) = match (life, exec) {
             (_, Some(Some(at))) | (Life::Stopped(_, at), None) => (Status::STOPPED, MessageField::some(at.into())),
             (Life::Nothing, _) => (Status::UNKNOWN, MessageField::none()),
@@ -264,7 +297,7 @@ impl Task for Null {
             }
         } else {
             let mut execs = self.execs.subscribe();
-            let ended = |execs: &HashMap<_, _>| execs.get(request.exec_id()).copied().flatten();
+            let ended = |execs: &HashMap<String, Exec>| execs.get(request.exec_id()).and_then(|exec| exec.ended);
             let execs = execs.wait_for(|execs| ended(execs).is_some()).await.map_err(wrong)?;
             ended(&execs).ok_or_else(|| wrong("it has not ended"))?
         };
@@ -276,7 +309,7 @@ impl Task for Null {
         let pid = life.pid();
         if !request.exec_id().is_empty() {
             let mut ended = None;
-            self.execs.send_modify(|execs| ended = execs.remove(request.exec_id()).flatten());
+            self.execs.send_modify(|execs| ended = execs.remove(request.exec_id()).and_then(|exec| exec.ended));
             let at = ended.ok_or_else(|| wrong("there is no such exec that has ended"))?;
             return Ok(DeleteResponse { pid, exited_at: MessageField::some(at.into()), ..DeleteResponse::default() });
         }
