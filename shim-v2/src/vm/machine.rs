@@ -126,7 +126,9 @@ impl BootError {
                 _ => return host_remedy(cause),
             },
             Self::Spawn { cause, .. } if cause.kind() == io::ErrorKind::NotFound => missing,
-            Self::Spawn { cause, .. } | Self::Watch(cause) => return host_remedy(cause),
+            Self::Spawn { cause, .. } | Self::Watch(cause) | Self::Socket(SocketError::Io(cause)) => {
+                return host_remedy(cause);
+            }
             Self::Control(ControlError::Refused { .. }) => "`husk check` says whether this host can run a machine",
             Self::Ended(ended) if ended.by != By::Guest => return ended.remedy(),
             Self::Ended(_) | Self::Halted { .. } => {
