@@ -4,9 +4,11 @@ use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_move};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Where containers' cgroups are.
 pub const POD_CGROUP: &str = "/sys/fs/cgroup/pod";
@@ -50,6 +52,29 @@ pub fn prepare() -> Result<(), BootError> {
     }
     loopback_up().map_err(step("bring lo up"))?;
     Ok(())
+}
+
+/// What the kernel gave the agent as its limit of open files (soft, hard), which containers get.
+static FILES: OnceLock<Rlimit> = OnceLock::new();
+
+/// Raises the agent's own limit of open files: it holds pipes and streams of all processes.
+pub fn raise_files() {
+    let given = FILES.get_or_init(|| getrlimit(Resource::Nofile));
+    let raised = Rlimit { current: given.maximum, maximum: given.maximum };
+    if let Err(cause) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("the limit of open files cannot be raised: {cause}");
+    }
+}
+
+/// Puts the limit of open files back, in a copy of the agent.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn restore_files() -> io::Result<()> {
+    match FILES.get() {
+        Some(given) => Ok(setrlimit(Resource::Nofile, *given)?),
+        None => Ok(()),
+    }
 }
 
 /// `pivot_root` is refused on the initramfs (pivot_root(2), NOTES): `/` is bound onto a directory, that is moved over

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use husk_protocol::agent::{Event, ExitEvent, NextEventsResponse, OomEvent, Stats, event};
 use tokio::sync::Notify;
@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 /// Most events of one answer, whatever is asked for: an answer stays far below ttrpc's 4 MiB.
 const MOST: usize = 1024;
 
-/// Events that were not acknowledged, in order. There is at most one per process that was ever started, and each
-/// start waits for the shim, so the queue's length is in the shim's hands.
+/// Events that were not acknowledged, in order. There is at most one exit for each process that was started, and each start
+/// waits for the shim; OOM kills of a container are in the queue twice at most.
 #[derive(Debug, Default)]
 pub struct Events {
     queue: Mutex<Queue>,
@@ -40,12 +40,10 @@ struct Queue {
 impl Events {
     /// A process of `container` has ended: its init, with an empty `exec`.
     pub fn exited(&self, container: &str, exec: &str, exited: Exited) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let exit = ExitEvent {
             container_id: container.to_owned(),
             exec_id: exec.to_owned(),
             status: exited.status,
-            exited_at_ns: u64::try_from(now).unwrap_or(u64::MAX),
             stdout_bytes: exited.stdout_bytes,
             stderr_bytes: exited.stderr_bytes,
             stats: exited.stats.into(),
@@ -56,6 +54,13 @@ impl Events {
 
     /// The kernel has killed a process of `container` for want of memory.
     pub fn oom(&self, container: &str) {
+        let waits = |event: &Event| matches!(&event.kind, Some(event::Kind::Oom(oom)) if oom.container_id == container);
+        // Not taken yet, or not acknowledged: the shim is behind, and one says what two would.
+        if self.queue.lock().unwrap_or_else(PoisonError::into_inner).events.iter().filter(|event| waits(event)).count()
+            > 1
+        {
+            return;
+        }
         self.push(event::Kind::Oom(OomEvent { container_id: container.to_owned(), ..Default::default() }));
     }
 

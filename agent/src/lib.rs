@@ -27,8 +27,8 @@ pub fn run() -> ExitCode {
         return ExitCode::from(2);
     }
     let init_tsc = boot::time_stamp_counter();
-    // Copies of the agent join containers before they become their programs, which is what ends this: until then no process
-    // of a container can trace them or look at what they have (PR_SET_DUMPABLE, prctl(2)).
+    // Copies of the agent join containers before they become their programs, which is what ends this: until then a process of
+    // a container cannot trace them or look at what they have (PR_SET_DUMPABLE, prctl(2)), unless it has CAP_SYS_PTRACE.
     let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     if let Err(cause) = hidden {
         eprintln!("husk-agent: cannot hide from containers: {cause}");
@@ -39,6 +39,7 @@ pub fn run() -> ExitCode {
         eprintln!("husk-agent: {cause}");
         return ExitCode::FAILURE;
     }
+    boot::raise_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
         Ok(runtime) => runtime,
         Err(cause) => {

@@ -9,7 +9,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use husk_protocol::streams::Nonce;
-use log::warn;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::task::JoinHandle;
@@ -127,7 +126,7 @@ where
         // Nobody wants the output: it is read all the same, or the program would stop.
         let carrier = match self.stdout {
             Some(stream) => tokio::spawn(carry_out(Arc::clone(&terminal), stream, Arc::clone(&carried))),
-            None => tokio::spawn(carry_out(Arc::clone(&terminal), tokio::io::sink(), Arc::clone(&carried))),
+            None => tokio::spawn(discard(Arc::clone(&terminal))),
         };
         let stdout = Some(Output { carried, from: From::Terminal(carrier) });
         Ok((terminal, Outputs { stdout, stderr: None }))
@@ -157,7 +156,8 @@ impl Output {
             // terminal up, and that comes last.
             From::Terminal(carrier) => {
                 if tokio::time::timeout(HANGUP, carrier).await.is_err() {
-                    warn!("a terminal goes on after its process has ended");
+                    // Or the host is slow: it waits for the end, as long as it waits for output.
+                    return u64::MAX;
                 }
                 0
             }
@@ -173,7 +173,7 @@ fn null() -> io::Result<OwnedFd> {
 
 fn output<S>(stream: Option<S>) -> io::Result<(OwnedFd, Option<Output>)>
 where
-    S: AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let Some(stream) = stream else { return Ok((null()?, None)) };
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -184,19 +184,31 @@ where
     Ok((write, Some(Output { carried, from })))
 }
 
-/// From the process to the host, until all writers are gone; then the host sees the end.
-async fn carry_out(from: Arc<Watched>, mut stream: impl AsyncWrite + Unpin, carried: Arc<AtomicU64>) {
-    let mut buffer = Vec::new();
-    // An error is a terminal without processes.
-    while let Ok(count @ 1..) = read_some(&from, &mut buffer).await {
+/// From the process to the host, until all writers are gone; then the host sees the end. Or until the host is gone, which
+/// never says anything here: then the process gets EPIPE, as with a reader that has gone away.
+async fn carry_out(from: Arc<Watched>, stream: impl AsyncRead + AsyncWrite + Unpin, carried: Arc<AtomicU64>) {
+    let (mut host, mut stream) = tokio::io::split(stream);
+    let (mut buffer, mut nothing) = (Vec::new(), [0]);
+    loop {
+        let read = tokio::select! {
+            read = read_some(&from, &mut buffer) => read,
+            _ = host.read(&mut nothing) => return,
+        };
+        // An error is a terminal without processes.
+        let Ok(count @ 1..) = read else { break };
         carried.fetch_add(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
-        // Without its host the process gets EPIPE, as with a reader that has gone away.
         if stream.write_all(&buffer[..count]).await.is_err() {
             return;
         }
     }
     // An error means that nobody is there to see the end.
     let _ = stream.shutdown().await;
+}
+
+/// Reads what nobody wants, until all writers are gone.
+async fn discard(from: Arc<Watched>) {
+    let mut buffer = Vec::new();
+    while let Ok(1..) = read_some(&from, &mut buffer).await {}
 }
 
 /// Reads what there is, into a buffer that is made when it is needed: most streams are silent.

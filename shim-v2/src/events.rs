@@ -105,10 +105,12 @@ impl Publisher {
         envelope.set_topic(E::TOPIC.to_owned());
         envelope.event = MessageField::some(any);
         let mut waiting = self.queue.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= MOST
-            && let Some(lost) = waiting.pop_front()
-        {
-            warn!("an event for {} is lost: containerd takes none", lost.topic());
+        if waiting.len() >= MOST {
+            // OOM kills first: a guest can have many of them, and containerd decides nothing by them.
+            let oom = waiting.iter().skip(1).position(|waiting| waiting.topic() == TaskOOM::TOPIC).map(|at| at + 1);
+            if let Some(lost) = waiting.remove(oom.unwrap_or(0)) {
+                warn!("an event for {} is lost: containerd takes none", lost.topic());
+            }
         }
         waiting.push_back(envelope);
         self.queue.added.notify_one();

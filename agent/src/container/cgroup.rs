@@ -208,17 +208,23 @@ impl Cgroup {
     }
 }
 
-/// A group and all that a container has made below it, each before those below it.
+/// Groups of a container that are looked at: a container can make any number, and the agent has one thread.
+const MOST_GROUPS: usize = 4096;
+
+/// A group and all that a container has made below it, each before those below it. One that goes away meanwhile has nobody
+/// in it.
 fn tree(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let below = |entries: fs::ReadDir| -> Vec<PathBuf> {
+        let groups = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        groups.map(|entry| entry.path()).collect()
+    };
     let mut groups = vec![path.to_owned()];
-    let mut next = 0;
-    while let Some(group) = groups.get(next) {
-        let entries = fs::read_dir(group)?.flatten();
-        let below: Vec<PathBuf> = entries
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
-            .collect();
-        groups.extend(below);
+    groups.extend(below(fs::read_dir(path)?));
+    let mut next = 1;
+    while let Some(group) = groups.get(next).filter(|_| groups.len() < MOST_GROUPS) {
+        if let Ok(entries) = fs::read_dir(group) {
+            groups.extend(below(entries));
+        }
         next += 1;
     }
     Ok(groups)
@@ -228,15 +234,15 @@ fn tree(path: &Path) -> io::Result<Vec<PathBuf>> {
 fn limits(resources: &LinuxResources) -> Vec<(&'static str, String)> {
     let mut limits = Vec::new();
     if let Some(memory) = resources.memory() {
-        let limit = memory.limit();
+        let limit = memory.limit().filter(set);
         if let Some(value) = limit {
             limits.push(("memory.max", max_or(value)));
         }
-        if let Some(value) = memory.reservation() {
+        if let Some(value) = memory.reservation().filter(set) {
             limits.push(("memory.low", max_or(value)));
         }
         // The document counts memory and swap together, the cgroup swap alone.
-        if let (Some(both), Some(memory)) = (memory.swap(), limit) {
+        if let (Some(both), Some(memory)) = (memory.swap().filter(set), limit) {
             let swap = if both < 0 { both } else { both.saturating_sub(memory).max(0) };
             limits.push(("memory.swap.max", max_or(swap)));
         }
@@ -245,9 +251,10 @@ fn limits(resources: &LinuxResources) -> Vec<(&'static str, String)> {
         if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
             limits.push(("cpu.weight", weight(shares).to_string()));
         }
-        if cpu.quota().is_some() || cpu.period().is_some() {
-            let quota = cpu.quota().map_or_else(|| "max".to_owned(), max_or);
-            limits.push(("cpu.max", format!("{quota} {}", cpu.period().unwrap_or(100_000))));
+        let (quota, period) = (cpu.quota().filter(set), cpu.period().filter(|period| *period != 0));
+        if quota.is_some() || period.is_some() {
+            let quota = quota.map_or_else(|| "max".to_owned(), max_or);
+            limits.push(("cpu.max", format!("{quota} {}", period.unwrap_or(100_000))));
         }
         if let Some(idle) = cpu.idle() {
             limits.push(("cpu.idle", idle.to_string()));
@@ -257,6 +264,11 @@ fn limits(resources: &LinuxResources) -> Vec<(&'static str, String)> {
         limits.push(("pids.max", max_or(pids.limit())));
     }
     limits
+}
+
+/// Zero is unset, as with runc: clients fill structures with it.
+fn set(value: &i64) -> bool {
+    *value != 0
 }
 
 /// Negative: no limit.
@@ -301,7 +313,9 @@ mod tests {
             limits_of(r#"{"memory":{"limit":-1,"swap":-1}}"#),
             [is("memory.max", "max"), is("memory.swap.max", "max")]
         );
-        assert_eq!(limits_of(r#"{"cpu":{"cpus":"","shares":0}}"#), []);
+        let zeros =
+            r#"{"cpu":{"cpus":"","shares":0,"quota":0,"period":0},"memory":{"limit":0,"swap":0,"reservation":0}}"#;
+        assert_eq!(limits_of(zeros), []);
     }
 
     #[test]

@@ -62,8 +62,8 @@ fn prepare(
             link.ready(Some(controller.as_fd()))?;
         }
     }
-    process::set_limits(plan)?;
     let program = Program::find(plan)?;
+    process::set_limits(plan)?;
     process::take_identity(plan)?;
     Ok(program)
 }

@@ -23,6 +23,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use log::warn;
 use oci_spec::runtime::Spec;
@@ -41,6 +42,10 @@ use self::link::{Link, Said};
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::{Outputs, Streams};
 use crate::watched::Watched;
+
+/// Time for a process from its making to its program (an init: to the point where it waits for it): below what the shim gives
+/// a call, so that this comes first and has better words.
+const PREPARATION: Duration = Duration::from_secs(20);
 
 /// Why a container or a process in one cannot be made or started.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,9 @@ pub enum ContainerError {
     /// The process ended without a word: killed, most likely for want of memory.
     #[error("the process ended with status {0} before its program could run: is the memory limit too low?")]
     Died(u32),
+    /// The process hangs in its preparation, and was killed.
+    #[error("the process did not get to its program in {} s: something in the container stops it, or its files do", PREPARATION.as_secs())]
+    Late,
     /// It has been started already, or has ended.
     #[error("the container has been started already")]
     NotCreated,
@@ -155,10 +163,9 @@ where
         Cloned::Parent { pid, pidfd } => {
             // Before anything is awaited: see `Reaper`.
             let exit = reaper.watch(pid);
-            let made = prepared.made(pid, pidfd, exit)?;
-            let (made, link) = made.ready().await?;
+            let (made, link) = prepared.made(pid, pidfd, exit)?.comes_in_time_to(false).await?;
             let namespaces = plan.namespaces();
-            let container = Container { init: made.process, cgroup, namespaces, waiting: Mutex::new(Some(link)) };
+            let container = Container { init: made.process, cgroup, namespaces, waiting: Mutex::new(link) };
             Ok((container, made.exit, made.outputs))
         }
     }
@@ -175,11 +182,20 @@ struct Prepared<S> {
     child: link::ChildEnd,
 }
 
-/// A clone that has not become its program yet.
+/// A clone that has not become its program yet. It is killed if this is dropped before: the reaper takes it.
 struct Cloning<S> {
-    made: Made,
+    made: Option<Made>,
     streams: Option<Streams<S>>,
-    link: Link,
+    link: Option<Link>,
+}
+
+impl<S> Drop for Cloning<S> {
+    fn drop(&mut self) {
+        if let Some(made) = &self.made {
+            // The only error is that it has ended.
+            let _ = made.process.signal(Signal::KILL);
+        }
+    }
 }
 
 impl<S> Prepared<S>
@@ -202,9 +218,12 @@ where
     /// Lets go of what is the clone's.
     fn made(self, pid: u32, pidfd: OwnedFd, exit: Exit) -> Result<Cloning<S>, ContainerError> {
         drop((self.stdio, self.child));
-        let link = self.agent.watched().map_err(ContainerError::Clone)?;
         let process = Running { pid, pidfd, terminal: None };
-        Ok(Cloning { made: Made { process, exit, outputs: self.outputs }, streams: self.streams, link })
+        let made = Some(Made { process, exit, outputs: self.outputs });
+        // Guarded before anything can fail.
+        let mut cloning = Cloning { made, streams: self.streams, link: None };
+        cloning.link = Some(self.agent.watched().map_err(ContainerError::Clone)?);
+        Ok(cloning)
     }
 }
 
@@ -212,47 +231,57 @@ impl<S> Cloning<S>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    /// Waits until it is ready.
-    async fn ready(mut self) -> Result<(Made, Link), ContainerError> {
-        match self.link.said().await {
-            Said::Ready(terminal) => {
-                self.take(terminal)?;
-                Ok((self.made, self.link))
-            }
-            Said::Failed(why) => Err(self.failed(ContainerError::Init(why)).await),
-            Said::End => {
-                let status = self.made.exit.await.unwrap_or(255);
-                Err(ContainerError::Died(status))
+    /// Waits until it is ready, and has become its program if `executed`.
+    async fn comes_to(mut self, executed: bool) -> Result<(Made, Option<Link>), ContainerError> {
+        loop {
+            let said = match &self.link {
+                Some(link) => link.said().await,
+                None => Said::End,
+            };
+            match said {
+                Said::Ready(terminal) => {
+                    self.take(terminal)?;
+                    if !executed {
+                        break;
+                    }
+                }
+                // Its status says no more than the reason does.
+                Said::Failed(why) => {
+                    self.exit().await;
+                    return Err(ContainerError::Init(why));
+                }
+                // Close-on-exec (or its end: its exit is an event).
+                Said::End if executed => break,
+                Said::End => return Err(ContainerError::Died(self.exit().await)),
             }
         }
+        let link = self.link.take();
+        // There is one until here.
+        self.made.take().map(|made| (made, link)).ok_or(ContainerError::NotCreated)
     }
 
-    /// Waits until it has become its program.
-    async fn executed(mut self) -> Result<Made, ContainerError> {
-        loop {
-            match self.link.said().await {
-                Said::Ready(terminal) => self.take(terminal)?,
-                Said::Failed(why) => return Err(self.failed(ContainerError::Init(why)).await),
-                // Close-on-exec (or its end: its exit is an event).
-                Said::End => return Ok(self.made),
-            }
-        }
+    /// [`Cloning::comes_to`], in time: what it does before its program runs is in the container's hands in part, whose
+    /// processes can stop it, and whose files it opens.
+    async fn comes_in_time_to(self, executed: bool) -> Result<(Made, Option<Link>), ContainerError> {
+        // Dropped when the time is over, which kills it.
+        tokio::time::timeout(PREPARATION, self.comes_to(executed)).await.unwrap_or(Err(ContainerError::Late))
     }
 
     fn take(&mut self, terminal: Option<OwnedFd>) -> Result<(), ContainerError> {
-        if let (Some(controller), Some(streams)) = (terminal, self.streams.take()) {
+        if let (Some(controller), Some(streams), Some(made)) = (terminal, self.streams.take(), &mut self.made) {
             let (terminal, outputs) = streams.terminal(controller).map_err(ContainerError::Streams)?;
-            self.made.process.terminal = Some(terminal);
-            self.made.outputs = outputs;
+            made.process.terminal = Some(terminal);
+            made.outputs = outputs;
         }
         Ok(())
     }
 
-    /// The reason of a process that did not get ready, once it is reaped.
-    async fn failed(self, cause: ContainerError) -> ContainerError {
-        // The status says no more than the reason does.
-        let _ = self.made.exit.await;
-        cause
+    /// Its status, once it is reaped.
+    async fn exit(&mut self) -> u32 {
+        match self.made.take() {
+            Some(made) => made.exit.await.unwrap_or(255),
+            None => 255,
+        }
     }
 }
 
@@ -326,7 +355,7 @@ impl Container {
             Cloned::Parent { pid, pidfd } => {
                 // Before anything is awaited: see `Reaper`.
                 let exit = reaper.watch(pid);
-                prepared.made(pid, pidfd, exit)?.executed().await
+                Ok(prepared.made(pid, pidfd, exit)?.comes_in_time_to(true).await?.0)
             }
         }
     }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, Uid};
+use rustix::fs::{FileType, Mode, OFlags, Uid};
 use rustix::thread::{
     CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
     set_keep_capabilities, set_no_new_privs,
@@ -108,7 +108,11 @@ fn home_of(uid: u32) -> String {
     /// A larger one is no list of users.
     const LARGEST: u64 = 4 << 20;
     let mut passwd = String::new();
-    if let Ok(file) = fs::File::open("/etc/passwd") {
+    // The image's, or somebody's inside: it may be a fifo, whose open waits.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    if let Ok(file) = rustix::fs::open("/etc/passwd", flags, Mode::empty()).map(fs::File::from)
+        && file.metadata().is_ok_and(|metadata| metadata.is_file())
+    {
         // What was read until an error is looked at.
         let _ = file.take(LARGEST).read_to_string(&mut passwd);
     }
@@ -138,6 +142,8 @@ pub(super) fn make_working_directory(plan: &ProcessPlan) -> Result<(), String> {
 /// # Errors
 /// The limit that the kernel refuses.
 pub(super) fn set_limits(plan: &ProcessPlan) -> Result<(), String> {
+    // The agent's own is not a container's.
+    crate::boot::restore_files().map_err(|cause| format!("cannot set the limit of open files: {cause}"))?;
     for (resource, soft, hard) in plan.limits() {
         let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
         // SAFETY: the limit is valid, and the kernel only reads it.

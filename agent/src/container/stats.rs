@@ -19,7 +19,7 @@ const SINGLE: [&str; 8] = [
     "pids.max",
 ];
 /// Files with a key and a number on each line.
-const KEYED: [&str; 4] = ["cpu.stat", "memory.stat", "memory.events", "memory.swap.events"];
+const KEYED: [&str; 3] = ["cpu.stat", "memory.stat", "memory.events"];
 
 impl Cgroup {
     /// Reads them. A file that is not there has nothing to say: its controller is not built in.

@@ -21,6 +21,9 @@ use crate::reaper::Exit;
 use crate::stdio::{self, Outputs};
 use crate::vsock::Dial;
 
+/// Processes in one answer, which has to stay short.
+const MOST_PROCESSES: usize = 8192;
+
 /// A container of the pod.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -215,13 +218,8 @@ impl<D: Dial> Service<D> {
         let mut pids = pids.map_err(|cause| ServiceError::Guest { what: "list the processes", cause })?;
         let init = i32::try_from(member.init().pid()).unwrap_or(0);
         pids.sort_unstable_by_key(|pid| (*pid != init, *pid));
-        let execs = member.execs.pids();
-        let process = |pid: i32| {
-            let pid = u32::try_from(pid).ok()?;
-            let exec_id = execs.get(&pid).cloned().unwrap_or_default();
-            Some(Process { pid, exec_id, ..Process::default() })
-        };
-        Ok(pids.into_iter().filter_map(process).collect())
+        let process = |pid: i32| Some(Process { pid: u32::try_from(pid).ok()?, ..Process::default() });
+        Ok(pids.into_iter().filter_map(process).take(MOST_PROCESSES).collect())
     }
 }
 

@@ -41,13 +41,6 @@ impl Execs {
         self.table().get(id).cloned().flatten()
     }
 
-    /// Which process is which exec.
-    pub(super) fn pids(&self) -> HashMap<u32, String> {
-        let table = self.table();
-        let running = table.iter().filter_map(|(id, exec)| Some((exec.as_ref()?.pid(), id.clone())));
-        running.collect()
-    }
-
     /// Waits until none runs.
     pub(super) async fn ended(&self) {
         // `self` has the sender.

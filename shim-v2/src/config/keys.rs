@@ -158,7 +158,8 @@ sections! {
         stop_s: u32 = 1_u32, "1 to 3600", seconds;
         /// The exit of a container after the agent has killed it, in seconds; its machine is stopped then.
         kill_s: u32 = 5_u32, "1 to 3600", seconds;
-        /// Output that is left when a program has ended, before its exit is reported, in seconds.
+        /// Some of the output that is left when a program has ended to be taken, before its exit is reported, in seconds; all of it
+        /// has twice as long.
         output_s: u32 = 2_u32, "1 to 3600", seconds;
         /// The same before Delete closes the streams, in seconds. CRI gives Delete 10 s in all.
         delete_output_s: u32 = 4_u32, "1 to 3600", seconds;

@@ -23,7 +23,7 @@ use super::stats;
 use crate::vm::AgentError;
 
 /// Processes in one answer, at most: the guest says them.
-const MOST_PROCESSES: usize = 32_768;
+const MOST_PROCESSES: usize = 8192;
 /// The type of the details of a process, as runc's shim has it.
 const DETAILS: &str = "containerd.runc.v1.ProcessDetails";
 
@@ -52,9 +52,21 @@ impl Life {
     pub async fn stats(&self, id: &str) -> Result<Metrics> {
         let container = self.container(id)?;
         if let Some(metrics) = container.last_metrics() {
-            return Ok(metrics.clone());
+            return Ok(metrics);
         }
-        Ok(stats::metrics(&self.sandbox(id)?.agent.stats(id).await?))
+        match self.sandbox(id)?.agent.stats(id).await {
+            Ok(told) => {
+                let metrics = stats::metrics(&told);
+                container.has_used(metrics.clone());
+                Ok(metrics)
+            }
+            // Its machine has ended, and did not say: what is known.
+            Err(cause) if container.init.has_ended().is_some() => {
+                debug!(container = id, stage = "stats"; "{cause}");
+                Ok(container.known_metrics())
+            }
+            Err(cause) => Err(cause.into()),
+        }
     }
 
     /// Update: `linux.resources` of the OCI document.
@@ -83,6 +95,9 @@ impl Life {
                 debug!(container = id, stage = "pause"; "{cause}");
             }
             return Err(cause.into());
+        }
+        if container.init.is_told() {
+            return Err(TaskError::State { id: id.to_owned(), what: "pause it", state: "stopped" });
         }
         container.set_paused(true);
         self.pod.publisher.publish(&TaskPaused { container_id: id.to_owned(), ..TaskPaused::default() });

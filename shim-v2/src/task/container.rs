@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::types::task::Status;
+use husk_protocol::agent::Stats;
 use log::warn;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::process::{Phase, Process};
-use super::stdio::Positions;
+use super::stats;
 use crate::host::hooks::Hooks;
 use crate::host::process::Child;
 
@@ -55,8 +56,10 @@ pub struct Container {
     /// Its processes are stopped where they are.
     paused: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
-    /// What it had used, and written, at its end.
-    last: OnceLock<(Option<Metrics>, Positions)>,
+    /// What it had used at its end, if that was told.
+    last: OnceLock<Option<Metrics>>,
+    /// What it said that it used when it was asked.
+    used: Mutex<Option<Metrics>>,
     oom: Mutex<Option<Instant>>,
 }
 
@@ -94,6 +97,7 @@ impl Container {
             paused: AtomicBool::new(false),
             execs: Mutex::default(),
             last: OnceLock::new(),
+            used: Mutex::default(),
             oom: Mutex::default(),
         }
     }
@@ -154,19 +158,28 @@ impl Container {
     }
 
     /// What is known at its end. Once.
-    pub fn ended_with(&self, metrics: Option<Metrics>, positions: Positions) {
+    pub fn ended_with(&self, metrics: Option<Metrics>) {
         // A second one means nothing: the guest has told it once.
-        let _ = self.last.set((metrics, positions));
+        let _ = self.last.set(metrics);
     }
 
     /// What it had used at its end.
-    pub fn last_metrics(&self) -> Option<&Metrics> {
-        self.last.get().and_then(|(metrics, _)| metrics.as_ref())
+    pub fn last_metrics(&self) -> Option<Metrics> {
+        self.last.get().cloned().flatten()
     }
 
-    /// What it had written at its end.
-    pub fn last_positions(&self) -> Positions {
-        self.last.get().map(|(_, positions)| *positions).unwrap_or_default()
+    /// What it has used, so far.
+    pub fn has_used(&self, metrics: Metrics) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(metrics);
+    }
+
+    /// What is known of what it has used: of a machine that has ended without a word, what it last said.
+    pub fn known_metrics(&self) -> Metrics {
+        self.used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .unwrap_or_else(|| stats::metrics(&Stats::new()))
     }
 
     /// Whether an OOM kill is to be told now.

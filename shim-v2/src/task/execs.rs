@@ -5,7 +5,7 @@ use std::sync::Arc;
 use containerd_shim_protos::api::{DeleteResponse, ExecProcessRequest};
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted};
 use husk_protocol::agent::ExecRequest;
-use log::warn;
+use log::{debug, warn};
 use oci_spec::runtime::{BoxBuilder, Process as Document};
 use protobuf::MessageField;
 
@@ -14,6 +14,7 @@ use super::error::{Result, TaskError};
 use super::life::{Life, SIGKILL, answer};
 use super::process::{Phase, Process};
 use super::stdio::{Names, Owner, Stdio};
+use crate::config::limits;
 use crate::vm::AgentError;
 
 impl Life {
@@ -66,15 +67,28 @@ impl Life {
             return Err(TaskError::State { id: format!("{id}, exec {exec_id}"), what: "start it", state });
         }
         can_exec(&container)?;
-        match self.run(&container, &exec).await {
-            Ok(guest) => exec.runs_as(guest),
-            Err(cause) => {
-                exec.process.failed();
-                exec.process.close().await;
-                return Err(cause);
+        let size = exec.size();
+        let ran = match self.run(&container, &exec).await {
+            // The guest has told the end of the container, and of its execs, before it said that there is one more.
+            Ok(_) if container.init.is_told() => can_exec(&container),
+            Ok(guest) => {
+                exec.runs_as(guest);
+                Ok(())
             }
+            Err(cause) => Err(cause),
+        };
+        if let Err(cause) = ran {
+            exec.process.failed();
+            exec.process.close().await;
+            return Err(cause);
         }
         exec.process.started();
+        // It was resized while it was started.
+        if let Some((width, height)) = exec.size().filter(|now| size != Some(*now))
+            && let Err(cause) = self.sandbox(id)?.agent.resize(id, exec_id, width, height).await
+        {
+            debug!(container = id, stage = "exec"; "exec {exec_id}: {cause}");
+        }
         let pid = exec.pid();
         self.pod.publisher.publish(&TaskExecStarted {
             container_id: id.to_owned(),
@@ -115,9 +129,9 @@ impl Life {
             Err(cause) => {
                 // Refused is not made; after any other failure it may run all the same.
                 if !matches!(cause, AgentError::Refused { .. }) {
-                    let (life, id, exec_id) = (Arc::clone(self), container.id.clone(), exec.id.clone());
+                    let (sandbox, id, exec_id) = (Arc::clone(sandbox), container.id.clone(), exec.id.clone());
                     tokio::spawn(async move {
-                        if let Err(cause) = life.signal(&id, &exec_id, SIGKILL, false).await {
+                        if let Err(cause) = sandbox.agent.signal(&id, &exec_id, SIGKILL, false).await {
                             warn!(container = id.as_str(), stage = "exec"; "exec {exec_id}: {cause}");
                         }
                     });
@@ -157,6 +171,7 @@ impl Life {
         }
         // Whoever waits for one that was never started waits for nothing.
         exec.process.failed();
+        exec.process.drain(limits().delete_output()).await;
         // What another process of it still writes goes nowhere.
         exec.process.close().await;
         let answer = answer(exec.pid(), exec.process.has_ended());
@@ -168,8 +183,9 @@ impl Life {
 
 /// Whether a container can have one more process.
 fn can_exec(container: &Container) -> Result<()> {
-    if container.init.has_ended().is_some() || container.is_paused() {
-        let (id, state) = (container.id.clone(), container.state());
+    let ended = container.init.has_ended().is_some() || container.init.is_told();
+    if ended || container.is_paused() {
+        let (id, state) = (container.id.clone(), if ended { "stopped" } else { container.state() });
         return Err(TaskError::State { id, what: "run a process in it", state });
     }
     Ok(())

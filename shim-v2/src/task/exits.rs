@@ -1,6 +1,7 @@
 //! What the guest tells of its processes, the machine's end, and what follows from them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
@@ -22,6 +23,8 @@ use crate::vm::By;
 /// Events of the guest's that mean nothing, over a pod's life: exits of containers that could not be made, kinds of a
 /// later version. A guest that sends more wants to keep the shim busy.
 const MOST_STRANGE: u32 = 256;
+/// Between two looks at a guest that tells of nothing but OOM kills, too many of them.
+const OOM_PAUSE: Duration = Duration::from_millis(50);
 /// What a process's status is when its machine is gone: 128 and SIGKILL.
 const KILLED: u32 = 137;
 
@@ -73,20 +76,34 @@ impl Life {
             if events.is_empty() {
                 return "the guest's agent answers without an event".to_owned();
             }
+            let mut useful = false;
             for event in events {
                 if event.seq != after + 1 {
                     return format!("the guest's agent tells event {} after {after}", event.seq);
                 }
                 after = event.seq;
                 let meant = match event.kind {
-                    Some(Kind::Exit(exit)) => self.exit_told(&exit),
-                    Some(Kind::Oom(oom)) => self.oom_told(&oom.container_id),
+                    Some(Kind::Exit(exit)) => {
+                        useful = true;
+                        self.exit_told(&exit)
+                    }
+                    Some(Kind::Oom(oom)) => match self.oom_told(&oom.container_id) {
+                        Some(told) => {
+                            useful |= told;
+                            true
+                        }
+                        None => false,
+                    },
                     _ => false,
                 };
                 if !meant {
                     debug!(stage = "events"; "an event of the agent's that means nothing");
                     strange += 1;
                 }
+            }
+            if !useful {
+                // OOM kills that are told too often: who tells them so does not keep the shim busy.
+                tokio::time::sleep(OOM_PAUSE).await;
             }
             if strange > MOST_STRANGE {
                 return format!("the guest's agent has told {strange} events that mean nothing");
@@ -121,25 +138,29 @@ impl Life {
         true
     }
 
-    /// Returns whether there is such a container.
-    fn oom_told(&self, id: &str) -> bool {
-        let Ok(container) = self.container(id) else { return false };
-        if container.oom_is_told() {
+    /// Returns whether it is passed on; none: there is no such container.
+    fn oom_told(&self, id: &str) -> Option<bool> {
+        let container = self.container(id).ok()?;
+        let told = container.oom_is_told();
+        if told {
             warn!(container = id, stage = "oom"; "a process was killed: the container is at its memory limit, or the guest at its end");
             self.pod.publisher.publish(&TaskOOM { container_id: id.to_owned(), ..TaskOOM::default() });
         }
-        true
+        Some(told)
     }
 
     /// Reports an exit: after Start's answer, after the output, after the execs, before anything is torn down.
     pub(super) async fn exited(self: Arc<Self>, container: Arc<Container>, told: Told) {
         let exit = told.exit;
+        // Of a machine that has ended nobody tells it.
+        let _ = container.init.is_told_once();
         let drained = {
             let _lifecycle = container.init.lifecycle.lock().await;
             self.end_execs(&container).await;
             // A client that does not read cannot hold it up.
-            let drained = container.init.drain(told.positions, limits().output()).await;
-            container.ended_with(told.metrics, told.positions);
+            container.init.has_written(told.positions);
+            let drained = container.init.drain(limits().output()).await;
+            container.ended_with(told.metrics);
             if !container.init.stopped(exit) {
                 return;
             }
@@ -178,9 +199,13 @@ impl Life {
     /// Reports an exec's exit.
     pub(super) async fn exec_exited(self: Arc<Self>, container: Arc<Container>, exec: Arc<Exec>, told: Told) {
         let _lifecycle = exec.process.lifecycle.lock().await;
-        exec.process.drain(told.positions, limits().output()).await;
         // Not if its start has failed.
-        if exec.process.phase() != Phase::Running || !exec.process.stopped(told.exit) {
+        if exec.process.phase() != Phase::Running {
+            return;
+        }
+        exec.process.has_written(told.positions);
+        exec.process.drain(limits().output()).await;
+        if !exec.process.stopped(told.exit) {
             return;
         }
         exec.process.close_stdin();

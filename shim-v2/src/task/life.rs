@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO, TaskStart};
+use futures_util::future::join_all;
 use log::{error, info, warn};
 use protobuf::MessageField;
 use tokio::sync::Notify;
@@ -207,7 +208,9 @@ impl Life {
         let sandbox = self.sandbox(id)?;
         match sandbox.agent.signal(id, exec_id, signal, all).await {
             // A guest that does not answer cannot keep its containers alive: it does nothing for any of them.
-            Err(cause @ (AgentError::Timeout { .. } | AgentError::Lost { .. })) if signal == SIGKILL => {
+            Err(cause @ (AgentError::Timeout { .. } | AgentError::Lost { .. }))
+                if signal == SIGKILL && exec_id.is_empty() =>
+            {
                 warn!(container = id, stage = "kill"; "the machine is stopped: {cause}");
                 sandbox.machine.stop().await;
                 Ok(())
@@ -216,15 +219,21 @@ impl Life {
         }
     }
 
-    /// Waits for the exit of a process that was killed. The kernel cannot refuse a KILL, so a guest that does not tell
-    /// the exit in time lies, and its machine is stopped.
+    /// Waits until the guest tells the exit of a process that was killed. A container that does not end is ended with its
+    /// machine: its guest lies, or hangs. (An exec may hang in a file operation of the host's that takes long; its container goes on.)
     pub(super) async fn expect_exit(&self, container: &Container, exec: Option<&Exec>) {
         let process = exec.map_or(&container.init, |exec| &exec.process);
-        if tokio::time::timeout(limits().kill(), process.exit()).await.is_err()
-            && let Some(sandbox) = self.pod.sandbox()
-        {
-            warn!(container = container.id.as_str(), stage = "kill"; "the guest does not end it: its machine is stopped");
-            sandbox.machine.stop().await;
+        if tokio::time::timeout(limits().kill(), process.told()).await.is_ok() {
+            return;
+        }
+        match exec {
+            Some(exec) => warn!(container = container.id.as_str(), stage = "kill"; "exec {} does not end", exec.id),
+            None => {
+                if let Some(sandbox) = self.pod.sandbox() {
+                    warn!(container = container.id.as_str(), stage = "kill"; "the guest does not end it: its machine is stopped");
+                    sandbox.machine.stop().await;
+                }
+            }
         }
     }
 
@@ -251,11 +260,12 @@ impl Life {
         let Some(exit) = container.init.has_ended() else {
             return Err(TaskError::State { id: id.to_owned(), what: "delete it", state: container.state() });
         };
-        container.init.drain(container.last_positions(), limits().delete_output()).await;
+        container.init.drain(limits().delete_output()).await;
         container.init.close().await;
-        for exec in container.execs() {
-            exec.process.close().await;
-        }
+        let execs = container.execs();
+        // Whoever waits for one of them that was never started waits for nothing.
+        execs.iter().for_each(|exec| exec.process.failed());
+        join_all(execs.iter().map(|exec| exec.process.close())).await;
         let last = self.tables().containers.len() == 1;
         if last {
             self.pod.end().await;

@@ -69,13 +69,15 @@ pub struct Process {
     pub names: Names,
     /// Held by Start, by the report of the exit and by Delete, one after the other. Nothing else waits for it.
     pub lifecycle: AsyncMutex<()>,
+    /// What it had written at its end.
+    positions: OnceLock<Positions>,
     /// Its streams: an exec's are opened when it is started.
     stdio: OnceLock<Stdio>,
     /// Standard input was closed, perhaps before there was one.
     stdin_closed: AtomicBool,
     phase: watch::Sender<Phase>,
     /// The guest has told its exit.
-    told: AtomicBool,
+    told: watch::Sender<bool>,
 }
 
 impl Process {
@@ -84,10 +86,11 @@ impl Process {
         Self {
             names,
             lifecycle: AsyncMutex::new(()),
+            positions: OnceLock::new(),
             stdio: OnceLock::new(),
             stdin_closed: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Created),
-            told: AtomicBool::new(false),
+            told: watch::Sender::new(false),
         }
     }
 
@@ -155,12 +158,18 @@ impl Process {
 
     /// Whether the guest tells its exit for the first time: what else it tells of it means nothing.
     pub fn is_told_once(&self) -> bool {
-        !self.told.swap(true, Ordering::Relaxed)
+        self.told.send_if_modified(|told| !std::mem::replace(told, true))
     }
 
     /// Whether the guest has told its exit.
     pub fn is_told(&self) -> bool {
-        self.told.load(Ordering::Relaxed)
+        *self.told.borrow()
+    }
+
+    /// Waits until the guest has told its exit.
+    pub async fn told(&self) {
+        // `self` has the sender.
+        let _ = self.told.subscribe().wait_for(|told| *told).await;
     }
 
     /// Waits until its program has ended, or could not be run: none then.
@@ -177,8 +186,16 @@ impl Process {
         }
     }
 
-    /// Waits for its output up to these positions to be with containerd, at most `limit`; returns whether it is.
-    pub async fn drain(&self, positions: Positions, limit: Duration) -> bool {
+    /// What it had written at its end. Once.
+    pub fn has_written(&self, positions: Positions) {
+        // A second one means nothing: the guest has told it once.
+        let _ = self.positions.set(positions);
+    }
+
+    /// Waits for the output that it had written at its end to be with containerd, as long as some of it is taken in every
+    /// `limit`, and twice as long in all; returns whether it is.
+    pub async fn drain(&self, limit: Duration) -> bool {
+        let positions = self.positions.get().copied().unwrap_or_default();
         match self.stdio.get() {
             Some(stdio) => stdio.drained(positions, limit).await,
             None => true,

@@ -1,5 +1,5 @@
-//! The agent's calls. The agent is the guest's: its answers are bounded in time and in size (ttrpc), and nothing that it
-//! says names anything of the host.
+//! The agent's calls. The agent is the guest's: its answers are bounded in time and in size ([`Bounded`]), and nothing that
+//! it says names anything of the host.
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -13,10 +13,11 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{self, Context};
 
+use super::bounded::Bounded;
 use crate::config::limits;
 
-/// Events in one answer.
-const EVENTS: u32 = 64;
+/// Events in one answer: each may bring a container's numbers, some KiB.
+const EVENTS: u32 = 16;
 
 /// Characters of an error message of the guest's.
 const LONGEST_MESSAGE: usize = 4096;
@@ -106,7 +107,7 @@ impl AgentClient {
     /// The event loop takes no more descriptors.
     pub fn new(connection: OwnedFd, limit: Duration) -> std::io::Result<Self> {
         let stream = UnixStream::from_std(StdStream::from(connection))?;
-        Ok(Self { client: rpc::AgentClient::new(Client::new(Socket::new(stream))), limit })
+        Ok(Self { client: rpc::AgentClient::new(Client::new(Socket::new(Bounded::new(stream)))), limit })
     }
 
     fn context(&self) -> Context {

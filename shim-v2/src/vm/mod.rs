@@ -1,6 +1,7 @@
 //! The pod's virtual machine: the VMM's process and control socket, the agent's connection and streams.
 
 mod agent;
+mod bounded;
 mod control;
 mod machine;
 mod relay;

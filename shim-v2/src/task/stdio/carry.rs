@@ -62,17 +62,20 @@ pub(super) async fn carry_out(announced: Announced, output: Output, flow: Flow) 
             return;
         }
     };
-    if let Sink::Pipe { write, .. } = &sink {
-        match splice(&stream, write, &flow).await {
-            Ok(()) => return,
-            Err(cause) => {
-                warn!("output is lost from here on: {cause}");
-                sink = Sink::Nothing;
-            }
-        }
-    }
     let mut buffer = Vec::new();
-    while let Ok(count @ 1..) = read_some(&stream, &mut buffer).await {
+    loop {
+        // A process that writes without end is not all that the shim has to do, and a write to a file may take long.
+        tokio::task::yield_now().await;
+        if let Sink::Pipe { write, .. } = &sink
+            && let Some(moved) = splice(&stream, write).await
+        {
+            match moved {
+                0 => return,
+                count => flow.delivered(count),
+            }
+            continue;
+        }
+        let Ok(count @ 1..) = read_some(&stream, &mut buffer).await else { return };
         if let Err(cause) = sink.write(&buffer[..count]).await {
             warn!("output is lost from here on: {cause}");
             sink = Sink::Nothing;
@@ -81,43 +84,63 @@ pub(super) async fn carry_out(announced: Announced, output: Output, flow: Flow) 
     }
 }
 
-/// Moves what comes from the stream into a pipe, to the stream's end: pages change their owner, and no byte is copied
-/// (splice(2)).
-///
-/// # Errors
-/// The pipe takes nothing any more.
-async fn splice(stream: &UnixStream, pipe: &AsyncFd<OwnedFd>, flow: &Flow) -> io::Result<()> {
+/// Fewer bytes than these are copied: each piece that is moved takes a place of the pipe's, of which there are 16, and
+/// copied ones fill up pages.
+const FEW: u64 = 4096;
+
+/// What a splice has come to.
+enum Step {
+    Moved(usize),
+    /// The pipe has no room.
+    Full,
+    /// It was one of them that was not ready, and is now.
+    Again,
+    /// To be copied.
+    Copy,
+}
+
+/// Moves what comes from the stream into a pipe: pages change their owner, and no byte is copied (splice(2)). Returns how
+/// many, 0 at the stream's end; none: they are to be copied.
+async fn splice(stream: &UnixStream, pipe: &AsyncFd<OwnedFd>) -> Option<usize> {
     let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
     loop {
         // A stream that fails has ended.
         if stream.readable().await.is_err() {
-            return Ok(());
+            return Some(0);
         }
-        let mut room = pipe.writable().await?;
-        // The call does not say which of the two it would wait for. The stream's readiness must not be forgotten where it
-        // is the pipe: nothing would tell of the stream again.
-        let moved =
-            stream.try_io(Interest::READABLE, || match rustix::pipe::splice(stream, None, pipe, None, CHUNK, flags) {
-                Err(Errno::AGAIN) if is_full(pipe) => Ok(None),
-                other => Ok(Some(other?)),
-            });
-        match moved {
-            Ok(Some(0)) => return Ok(()),
-            Ok(Some(count)) => flow.delivered(count),
-            Ok(None) => room.clear_ready(),
-            Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            // The stream's end, in another form.
-            Err(cause) if cause.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
-            Err(cause) => return Err(cause),
+        if rustix::io::ioctl_fionread(stream).is_ok_and(|waiting| (1..FEW).contains(&waiting)) {
+            return None;
+        }
+        let Ok(mut room) = pipe.writable().await else { return None };
+        // The call does not say which of the two it would wait for, and the readiness of the other must not be forgotten:
+        // only a change would tell of it again.
+        let step = stream.try_io(Interest::READABLE, || {
+            Ok(match rustix::pipe::splice(stream, None, pipe, None, CHUNK, flags) {
+                Ok(count) => Step::Moved(count),
+                Err(Errno::AGAIN) if !is_ready(pipe, PollFlags::OUT) => Step::Full,
+                Err(Errno::AGAIN) if is_ready(stream, PollFlags::IN) => Step::Again,
+                // Empty.
+                Err(Errno::AGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
+                // Whatever it is: reading and writing say what they think of it.
+                Err(_) => Step::Copy,
+            })
+        });
+        match step {
+            Ok(Step::Moved(count)) => return Some(count),
+            Ok(Step::Full) => room.clear_ready(),
+            Ok(Step::Again) => tokio::task::yield_now().await,
+            Ok(Step::Copy) => return None,
+            // It would block: the next look waits.
+            Err(_) => {}
         }
     }
 }
 
-/// Whether a pipe has no room.
-fn is_full(pipe: &AsyncFd<OwnedFd>) -> bool {
-    let mut fds = [PollFd::new(pipe, PollFlags::OUT)];
+/// Whether a descriptor is ready at this moment.
+fn is_ready(fd: impl AsFd, for_what: PollFlags) -> bool {
+    let mut fds = [PollFd::new(&fd, for_what)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready == 0)
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// Reads what there is, into a buffer that is made when it is needed.

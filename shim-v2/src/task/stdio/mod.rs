@@ -201,19 +201,29 @@ impl Stdio {
         self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// Waits until containerd has the output up to these positions, at most `limit`; returns whether it has.
+    /// Waits until containerd has the output up to these positions, as long as some of it is taken in every `limit`, and
+    /// twice as long in all; returns whether it has.
     pub async fn drained(&self, positions: Positions, limit: Duration) -> bool {
         let reached = async |output: &watch::Receiver<Progress>, position| {
-            // The sender is gone when the output is at its end.
-            let _ = output.clone().wait_for(|progress| progress.ended || progress.delivered >= position).await;
+            let mut output = output.clone();
+            loop {
+                let progress = *output.borrow_and_update();
+                if progress.ended || progress.delivered >= position {
+                    return true;
+                }
+                match tokio::time::timeout(limit, output.changed()).await {
+                    Ok(Ok(())) => {}
+                    // The sender is gone when the output is at its end.
+                    Ok(Err(_)) => return true,
+                    Err(_) => return false,
+                }
+            }
         };
-        let both = async {
-            reached(&self.stdout, positions.stdout).await;
-            reached(&self.stderr, positions.stderr).await;
-        };
-        let drained = tokio::time::timeout(limit, both).await.is_ok();
+        let both =
+            async { reached(&self.stdout, positions.stdout).await && reached(&self.stderr, positions.stderr).await };
+        let drained = tokio::time::timeout(limit * 2, both).await.unwrap_or(false);
         if !drained {
-            info!(stage = "stdio"; "output is left after {} s: nobody takes it", limit.as_secs());
+            info!(stage = "stdio"; "output is left: it was not taken in {} s", limit.as_secs());
         }
         drained
     }

@@ -143,3 +143,48 @@ async fn what_cannot_be_opened_is_named() {
     let cause = Stdio::open(&names, owner(&directory), &streams).await.unwrap_err();
     assert!(matches!(cause, StdioError::Uri { name: "stderr", .. }));
 }
+
+#[tokio::test]
+async fn a_slow_reader_stalls_nothing_and_gets_every_byte() {
+    let directory = tempfile::tempdir().unwrap();
+    let streams = Arc::new(Streams::default());
+    let names = Names { stdout: fifo(&directory, "out"), ..Names::default() };
+    let path = names.stdout.clone();
+    // Opened before the other end, which is opened here: it waits for nobody then.
+    let reader = std::thread::spawn(move || {
+        use std::io::Read;
+        let mut file = std::fs::File::open(path).unwrap();
+        let (mut got, mut piece) = (Vec::new(), [0; 1000]);
+        loop {
+            match file.read(&mut piece).unwrap() {
+                0 => return got,
+                count => got.extend_from_slice(&piece[..count]),
+            }
+        }
+    });
+    let (stdio, told) = Stdio::open(&names, owner(&directory), &streams).await.unwrap();
+    let out = dial(&streams, &told.stdout_nonce).await.into_std().unwrap();
+    out.set_nonblocking(false).unwrap();
+    // Pieces of all sizes: some are copied, some are moved.
+    let sent: Vec<u8> = (0..8_000_000_u32).map(|n| (n ^ (n >> 9)).to_le_bytes()[0]).collect();
+    let bytes = sent.clone();
+    let writer = std::thread::spawn(move || {
+        use std::io::Write;
+        let (mut out, mut left, mut size) = (out, &bytes[..], 1);
+        while !left.is_empty() {
+            let (piece, rest) = left.split_at(size.min(left.len()));
+            out.write_all(piece).unwrap();
+            (left, size) = (rest, (size * 7 + 13) % 100_000);
+        }
+    });
+    let all = Positions { stdout: u64::try_from(sent.len()).unwrap(), stderr: 0 };
+    assert!(stdio.drained(all, LONG).await);
+    writer.join().unwrap();
+    drop(stdio);
+    // The carriers end in this thread.
+    while !reader.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let got = reader.join().unwrap();
+    assert!(got == sent, "{} bytes of {}", got.len(), sent.len());
+}
