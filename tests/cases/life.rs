@@ -122,26 +122,6 @@ fn create_start_kill_delete_by_hand() {
 }
 
 #[test]
-fn what_is_not_built_yet_answers_in_words() {
-    leaves_nothing(|| {
-        let root = busybox();
-        let running = sleeper("notyet", &root);
-        // What the shim says of metrics stays in containerd's log.
-        for (words, answer) in [
-            (&["task", "exec", "--exec-id", "e", "notyet", "/bin/true"][..], "husk cannot"),
-            (&["task", "pause", "notyet"], "husk cannot"),
-            (&["task", "metrics", "notyet"], "no metrics received"),
-        ] {
-            let output = ctr(words);
-            assert!(output.status != 0 && output.errors().contains(answer), "{words:?}: {}", output.errors());
-        }
-        assert_eq!(task("notyet").unwrap().1, "RUNNING");
-        must(&["task", "kill", "-s", "KILL", "notyet"]);
-        assert_eq!(running.wait().status, 137);
-    });
-}
-
-#[test]
 fn the_same_id_twice_is_refused() {
     leaves_nothing(|| {
         let root = busybox();

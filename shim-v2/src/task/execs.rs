@@ -66,9 +66,13 @@ impl Life {
             let state = exec.process.phase().name();
             return Err(TaskError::State { id: format!("{id}, exec {exec_id}"), what: "start it", state });
         }
-        can_exec(&container)?;
         let size = exec.size();
-        let ran = match self.run(&container, &exec).await {
+        // A start that fails is the last one, and whoever waits is told: as with runc's shim.
+        let ran = match can_exec(&container) {
+            Ok(()) => self.run(&container, &exec).await,
+            Err(cause) => Err(cause),
+        };
+        let ran = match ran {
             // The guest has told the end of the container, and of its execs, before it said that there is one more.
             Ok(_) if container.init.is_told() => can_exec(&container),
             Ok(guest) => {
