@@ -203,7 +203,7 @@ impl Run<'_> {
     /// Looks at what is there when all calls were made: Waits, events, outputs, the shim's end.
     async fn finish(mut self) -> Vec<Line> {
         let ended = !self.model.is_there() && self.shim.ends().await;
-        let deleted = self.shim.delete().await;
+        let deleted = self.names.without(&self.shim.delete().await);
         let mut lines = self.lines;
         // What was not answered until now is not any more.
         for waiting in self.waiting {

@@ -80,10 +80,16 @@ impl Names {
         let ttrpc::Error::RpcStatus(status) = cause else {
             return Answer { text: NO_ANSWER.to_owned(), words: cause.to_string() };
         };
-        let words = status.message.replace(&self.bundle, "<bundle>").replace(&self.id, "<id>");
+        let words = self.without(&status.message);
         let found: Vec<&str> = PHRASES.into_iter().filter(|phrase| words.contains(phrase)).collect();
         let phrases = if found.is_empty() { String::new() } else { format!(" ({})", found.join(", ")) };
         Answer { text: format!("{:?}{phrases}", status.code()), words }
+    }
+
+    /// A text without the names that are another run's in another run.
+    #[must_use]
+    pub fn without(&self, text: &str) -> String {
+        text.trim_end().replace(&self.bundle, "<bundle>").replace(&self.id, "<id>")
     }
 
     fn is(&self, name: &str, told: &str, wanted: &str) -> String {
