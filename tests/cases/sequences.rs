@@ -10,7 +10,7 @@ const COUNT: usize = 20;
 
 #[test]
 fn random_sequences_of_calls_are_answered_as_runc_answers_them() {
-    // Of the commit, where `tests/e2e/run` says it: other sequences each time, and the same ones for one commit.
+    // `tests/e2e/run` says which: the same ones for every change.
     let seed = std::env::var("HUSK_TEST_SEED").map_or(1, |seed| seed.parse().expect("HUSK_TEST_SEED is a number"));
     leaves_nothing(|| {
         let shim = |name: &str| Path::new("/usr/bin").join(name);
