@@ -1,6 +1,7 @@
 //! A container's root as a directory that the guest can be given: a detached mount, which no table of mounts shows and
 //! which is gone with the last descriptor of it.
 
+mod idmap;
 mod mounts;
 mod path;
 
@@ -74,11 +75,17 @@ fn detach(path: &Path) -> Result<OwnedFd, RootfsError> {
 /// # Errors
 /// The mount is not detached, or the kernel is older than 5.14.
 pub fn restrict(root: &OwnedFd) -> io::Result<()> {
+    set_attributes(root, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSYMFOLLOW, None)
+}
+
+/// Adds to a mount's attributes; MOUNT_ATTR_IDMAP takes a user namespace.
+fn set_attributes(root: &OwnedFd, set: u64, namespace: Option<&OwnedFd>) -> io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSYMFOLLOW,
+        attr_set: set,
         attr_clr: 0,
         propagation: 0,
-        userns_fd: 0,
+        // An open descriptor's number is not negative.
+        userns_fd: namespace.map_or(0, |namespace| u64::from(namespace.as_raw_fd().unsigned_abs())),
     };
     // SAFETY: the path is an empty C string and the structure is as large as it says; both outlive the call.
     let result = unsafe {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
+use super::idmap::IdMap;
 use super::{RootfsError, c_path, detach};
 use crate::host::ROOTFS;
 
@@ -44,18 +45,37 @@ fn mount_one(entry: &Mount, target: &Path) -> Result<(), RootfsError> {
         cause: io::Error::other(format!("{kind} from {source}, options {:?}: {cause}", entry.options)),
     };
     let options: Vec<&str> = entry.options.iter().map(String::as_str).collect();
+    let ids = IdMap::of(&options).map_err(|why| refused(entry, why))?;
+    let unmapped = |from: &Path| {
+        let path = from.to_owned();
+        |cause| RootfsError::Io { what: "map the ids of the snapshot in", path, cause }
+    };
     match kind {
         "bind" | "rbind" => {
+            let read_only = options.contains(&"ro");
+            if let Some(ids) = ids {
+                return ids.mount(Path::new(source), target, read_only).map_err(unmapped(Path::new(source)));
+            }
             // Submounts are not the snapshot's.
             mount_bind(source, target).map_err(failed)?;
-            if options.contains(&"ro") {
+            if read_only {
                 mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "").map_err(failed)?;
             }
             Ok(())
         }
         "overlay" => {
             let read_only = if options.contains(&"ro") { MountFlags::RDONLY } else { MountFlags::empty() };
-            let (directory, data) = overlay_options(&options);
+            let (directory, data) = match ids {
+                None => overlay_options(&options),
+                Some(ids) => {
+                    let Some((layers, data)) = relative_layers(&options) else {
+                        return Err(refused(entry, "it has no layers whose ids could be mapped"));
+                    };
+                    // The layers, where the overlay covers them. Its own directory has the ids that it is to have.
+                    ids.mount(&layers, target, true).map_err(unmapped(&layers))?;
+                    (Some(target.to_owned()), data)
+                }
+            };
             let data = c_path(Path::new(&data)).map_err(|_| failed(rustix::io::Errno::INVAL))?;
             if data.as_bytes().len() > LONGEST_OPTIONS {
                 return Err(refused(entry, "it has more layers than mount(2) has room for: squash the image"));
@@ -73,17 +93,29 @@ fn refused(entry: &Mount, why: &'static str) -> RootfsError {
 /// The options of an overlay as one text, and where its paths begin: with many layers only paths below a common
 /// directory fit into a page (containerd's own `mount` does the same).
 fn overlay_options(options: &[&str]) -> (Option<PathBuf>, String) {
-    let options: Vec<&str> = options.iter().copied().filter(|option| !matches!(*option, "ro" | "rw")).collect();
-    let whole = options.join(",");
+    let whole = file_systems(options).collect::<Vec<_>>().join(",");
     if whole.len() <= LONGEST_OPTIONS {
         return (None, whole);
     }
-    let lower = options.iter().find_map(|option| option.strip_prefix("lowerdir="));
-    let Some((common, layers)) = lower.and_then(common_directory) else { return (None, whole) };
-    let short = options.iter().map(|option| {
-        if option.starts_with("lowerdir=") { format!("lowerdir={}", layers.join(":")) } else { (*option).to_owned() }
+    match relative_layers(options) {
+        Some((common, short)) => (Some(common), short),
+        None => (None, whole),
+    }
+}
+
+/// The directory that all layers of an overlay are below, and its options with their paths from there.
+fn relative_layers(options: &[&str]) -> Option<(PathBuf, String)> {
+    let (common, layers) =
+        options.iter().find_map(|option| option.strip_prefix("lowerdir=")).and_then(common_directory)?;
+    let short = file_systems(options).map(|option| {
+        if option.starts_with("lowerdir=") { format!("lowerdir={}", layers.join(":")) } else { option.to_owned() }
     });
-    (Some(common), short.collect::<Vec<_>>().join(","))
+    Some((common, short.collect::<Vec<_>>().join(",")))
+}
+
+/// The options that the file system gets.
+fn file_systems<'a>(options: &[&'a str]) -> impl Iterator<Item = &'a str> {
+    options.iter().copied().filter(|option| !matches!(*option, "ro" | "rw") && !IdMap::has(option))
 }
 
 /// The directory that all layers are below, and their paths from there.
@@ -124,6 +156,9 @@ mod tests {
         assert!(text.starts_with("index=off,workdir=/w,upperdir=/u,lowerdir=0/fs:1/fs:") && text.ends_with("99/fs"));
         let (directory, text) = overlay_options(&["lowerdir=/a:/b", "rw"]);
         assert_eq!((directory, text.as_str()), (None, "lowerdir=/a:/b"));
+        let (directory, text) =
+            relative_layers(&["uidmap=0:1:2", "gidmap=0:1:2", "lowerdir=/s/2/fs:/s/1/fs", "ro"]).unwrap();
+        assert_eq!((directory.as_path(), text.as_str()), (Path::new("/s"), "lowerdir=2/fs:1/fs"));
     }
 
     #[test]
