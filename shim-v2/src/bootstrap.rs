@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use husk_protocol::runc;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 
@@ -20,6 +21,8 @@ use crate::host::SOCKETS;
 const MOST: u64 = 10 << 20;
 /// The task interface that we serve, and tell who asks (`containerd.task.v3.Task`).
 const TASK_VERSION: i32 = 3;
+/// The type of the options of runc's shim.
+const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 /// How a path is written in an address.
 const UNIX: &str = "unix://";
 
@@ -40,6 +43,9 @@ pub enum BootstrapError {
         /// The namespace in them.
         namespace: String,
     },
+    /// The options of a known type are none.
+    #[error("the runtime options on the standard input are no {RUNC_OPTIONS}: {0}")]
+    RuncOptions(protobuf::Error),
     /// It is no message.
     #[error("the runtime options on the standard input are no protobuf Any: {0}")]
     Options(protobuf::Error),
@@ -54,6 +60,8 @@ pub struct Bootstrap {
     pub events: String,
     /// containerd wants more in the log.
     pub debug: bool,
+    /// A cgroup that the shim is to be in, from the tree's root.
+    pub cgroup: Option<String>,
     /// The answer has to be a message.
     message: bool,
 }
@@ -69,8 +77,20 @@ impl Bootstrap {
     }
 
     fn of(input: &[u8], arguments: &Arguments, events: String) -> Result<Self, BootstrapError> {
-        let plain = Self { sockets: SOCKETS.into(), events: path_of(&events), debug: arguments.debug, message: false };
-        let Ok(params) = BootstrapParams::parse_from_bytes(input) else { return Ok(plain) };
+        let mut plain = Self {
+            sockets: SOCKETS.into(),
+            events: path_of(&events),
+            debug: arguments.debug,
+            cgroup: None,
+            message: false,
+        };
+        let with_options = |mut plain: Self| {
+            // What is none means nothing to us.
+            let any = Any::parse_from_bytes(input).unwrap_or_default();
+            plain.cgroup = shim_cgroup(&any)?;
+            Ok(plain)
+        };
+        let Ok(params) = BootstrapParams::parse_from_bytes(input) else { return with_options(plain) };
         if params.instance_id != arguments.id || params.namespace != arguments.namespace {
             // The runtime options, an `Any`, parse as one: the type's name is the id, the value the namespace.
             let any = BootstrapParams {
@@ -79,9 +99,12 @@ impl Bootstrap {
                 ..BootstrapParams::default()
             };
             if params == any {
-                return Ok(plain);
+                return with_options(plain);
             }
             return Err(BootstrapError::Other { id: params.instance_id, namespace: params.namespace });
+        }
+        for extension in &params.extensions {
+            plain.cgroup = shim_cgroup(&extension.value)?.or(plain.cgroup);
         }
         let sockets = params.socket_dir.filter(|directory| !directory.is_empty());
         Ok(Self {
@@ -92,6 +115,7 @@ impl Bootstrap {
             },
             // Levels are numbers, the more is said the lower.
             debug: plain.debug || params.log_level.value() <= LogLevel::LOG_LEVEL_DEBUG as i32,
+            cgroup: plain.cgroup,
             message: true,
         })
     }
@@ -113,6 +137,20 @@ impl Bootstrap {
         };
         Ok(result.write_to_bytes()?)
     }
+}
+
+/// Whether these are the options of runc's shim: containerd gives them to a shim in its place too.
+pub(crate) fn are_runcs(options: &Any) -> bool {
+    options.type_url.rsplit('/').next() == Some(RUNC_OPTIONS)
+}
+
+/// The shim's cgroup in options of runc's shim.
+fn shim_cgroup(options: &Any) -> Result<Option<String>, BootstrapError> {
+    if !are_runcs(options) {
+        return Ok(None);
+    }
+    let options = runc::Options::parse_from_bytes(&options.value).map_err(BootstrapError::RuncOptions)?;
+    Ok(Some(options.shim_cgroup).filter(|path| !path.is_empty()))
 }
 
 /// A socket as containerd has it.
@@ -163,6 +201,7 @@ fn input() -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use containerd_shim_protos::bootstrap_api::Extension;
     use husk_protocol::runtimeoptions::Options;
     use protobuf::EnumOrUnknown;
 
@@ -199,6 +238,30 @@ mod tests {
             assert_eq!((told.events.as_str(), told.sockets.as_path()), (TTRPC, Path::new(SOCKETS)));
             assert_eq!(told.answer(Path::new("/run/s")).unwrap(), b"unix:///run/s");
         }
+    }
+
+    #[test]
+    fn the_shims_cgroup_is_in_the_options_of_runcs_shim() {
+        let any = |shim_cgroup: &str, type_url: &str| Any {
+            type_url: type_url.into(),
+            value: runc::Options { shim_cgroup: shim_cgroup.into(), ..Default::default() }.write_to_bytes().unwrap(),
+            ..Any::default()
+        };
+        let of = |any: &Any| told(&any.write_to_bytes().unwrap()).map(|told| told.cgroup);
+        assert_eq!(of(&any("/a/b", RUNC_OPTIONS)).unwrap().as_deref(), Some("/a/b"));
+        assert_eq!(
+            of(&any("/a/b", "type.googleapis.com/containerd.runc.v1.Options")).unwrap().as_deref(),
+            Some("/a/b")
+        );
+        assert_eq!(of(&any("", RUNC_OPTIONS)).unwrap(), None);
+        assert_eq!(of(&any("/a/b", "runtimeoptions.v1.Options")).unwrap(), None);
+        // What another field has is not read, but has to be one.
+        let mut broken = any("/a/b", RUNC_OPTIONS);
+        broken.value = b"\xff".to_vec();
+        assert!(of(&broken).unwrap_err().to_string().contains(RUNC_OPTIONS));
+        let mut params = params();
+        params.extensions = vec![Extension { value: Some(any("/c", RUNC_OPTIONS)).into(), ..Default::default() }];
+        assert_eq!(told(&params.write_to_bytes().unwrap()).unwrap().cgroup.as_deref(), Some("/c"));
     }
 
     #[test]

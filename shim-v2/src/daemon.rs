@@ -23,6 +23,7 @@ use ttrpc::asynchronous::{Server, Service as RpcService};
 use crate::args::Arguments;
 use crate::config;
 use crate::events::Publisher;
+use crate::host::cgroup::{self, CgroupError};
 use crate::host::{namespace, pod_directory};
 use crate::logger;
 use crate::phases::{self, Stamp};
@@ -53,6 +54,8 @@ pub struct Inherited {
     pub events: String,
     /// containerd wants more in the log.
     pub debug: bool,
+    /// A cgroup that it is to be in.
+    pub cgroup: Option<String>,
     /// Readable when containerd has the address; at its end without a byte when it never will.
     pub answered: OwnedFd,
     /// `start` waits for this word before it answers.
@@ -68,6 +71,8 @@ enum DaemonError {
     Pod(#[from] TaskError),
     #[error("cannot serve: {0}")]
     Serve(#[from] ttrpc::Error),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> DaemonError {
@@ -90,8 +95,11 @@ pub fn run(arguments: &Arguments, inherited: Inherited) {
     }
 }
 
-/// Leaves the session, the outputs and the mount namespace of containerd.
+/// Leaves the session, the outputs and the mount namespace of containerd, and its cgroup if the shim is to have another.
 fn detach(inherited: &Inherited) -> Result<(), DaemonError> {
+    if let Some(path) = &inherited.cgroup {
+        cgroup::join(path)?;
+    }
     rustix::process::setsid().map_err(|cause| failed("leave the session")(cause.into()))?;
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty());

@@ -126,6 +126,7 @@ pub fn run(arguments: &Arguments, name: &str, shim: impl FnOnce(&Arguments, Inhe
         oom_score: oom_score_of_parent(),
         events: told.events.clone(),
         debug: told.debug,
+        cgroup: told.cgroup.clone(),
         answered,
         named: Rc::new(Named::new(named)),
     };

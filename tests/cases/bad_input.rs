@@ -1,17 +1,22 @@
 //! Everything that can be wrong with a host, an installation, a configuration or a guest: one clear error in containerd's
 //! answer, in time, and nothing left.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use husk_protocol::runc;
 use husk_shim::VERSION;
 use husk_tests::aside::Aside;
 use husk_tests::ctr::{Output, Run, Runtime, ctr, must};
 use husk_tests::host::{leaves_nothing, patience, processes_of, wait_for_end};
 use husk_tests::rootfs;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use tempfile::TempDir;
 
@@ -346,6 +351,45 @@ fn a_bundle_with_a_long_path() {
             assert!(output.status.success(), "{length}: {}", String::from_utf8_lossy(&output.stderr));
         }
     });
+}
+
+/// `start` with these options of runc's shim, as containerd hands them over.
+fn start_with(options: &runc::Options, bundle: &Path) -> std::process::Output {
+    let any = Any {
+        type_url: "containerd.runc.v1.Options".to_owned(),
+        value: options.write_to_bytes().unwrap(),
+        ..Any::default()
+    };
+    let mut start = shim(bundle, "grouped", "start").stdin(Stdio::piped()).spawn().unwrap();
+    start.stdin.take().unwrap().write_all(&any.write_to_bytes().unwrap()).unwrap();
+    start.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_cgroup_for_the_shim() {
+    let group = Path::new("/sys/fs/cgroup/husk-shims");
+    let options = runc::Options { shim_cgroup: "/husk-shims".to_owned(), ..runc::Options::default() };
+    leaves_nothing(|| {
+        let bundle = tempfile::tempdir().unwrap();
+        let output = start_with(&options, bundle.path());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && output.stdout.is_empty(), "{errors}");
+        assert!(errors.contains("/sys/fs/cgroup/husk-shims") && errors.contains("make it first"), "{errors}");
+    });
+    fs::create_dir(group).unwrap();
+    leaves_nothing(|| {
+        let bundle = tempfile::tempdir().unwrap();
+        let output = start_with(&options, bundle.path());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let inside = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+        let inside: BTreeSet<i32> = inside.lines().map(|line| line.parse().unwrap()).collect();
+        // The VMM waits beside its shim for a container, with which it gets its memory and the pod's cgroup.
+        let all = processes_of("containerd-shim-husk-v2").into_iter().chain(processes_of("husk-vmm")).collect();
+        assert_eq!(inside, all);
+        assert!(shim(bundle.path(), "grouped", "delete").output().unwrap().status.success());
+    });
+    // Whose it is removes it.
+    fs::remove_dir(group).unwrap();
 }
 
 #[test]

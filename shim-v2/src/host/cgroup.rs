@@ -19,6 +19,9 @@ pub enum CgroupError {
     /// The path, of the runtime document or of a state file, leads out of the tree.
     #[error("the cgroup path {0:?} is not below {ROOT}")]
     Path(String),
+    /// Nobody has made it.
+    #[error("there is no cgroup {0} for the shim (shim_cgroup of the runtime options, cgroup v2): make it first")]
+    None(PathBuf),
     /// The kernel's answer.
     #[error("cannot {what} the cgroup {path}: {cause}")]
     Io {
@@ -41,11 +44,28 @@ pub fn path_for(cgroups_path: &str, sandbox: &str) -> Result<PathBuf, CgroupErro
         [slice, _, _] => slice_path(slice),
         _ => Path::new(cgroups_path).parent().unwrap_or(Path::new("")).to_owned(),
     };
-    let relative = parent.strip_prefix("/").unwrap_or(&parent);
-    if relative.components().any(|component| !matches!(component, std::path::Component::Normal(_))) {
-        return Err(CgroupError::Path(cgroups_path.to_owned()));
+    let parent = below_root(&parent).ok_or_else(|| CgroupError::Path(cgroups_path.to_owned()))?;
+    Ok(parent.join(format!("husk-{sandbox}")))
+}
+
+/// The directory of a cgroup that is named from the tree's root; none if the name leads out of the tree.
+fn below_root(path: &Path) -> Option<PathBuf> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let stays = relative.components().all(|component| matches!(component, std::path::Component::Normal(_)));
+    stays.then(|| Path::new(ROOT).join(relative))
+}
+
+/// Puts this process into a cgroup that somebody has made, who also removes it.
+///
+/// # Errors
+/// The path leads out of the tree, there is no such cgroup, or the kernel refuses.
+pub fn join(path: &str) -> Result<(), CgroupError> {
+    let path = below_root(Path::new(path)).ok_or_else(|| CgroupError::Path(path.to_owned()))?;
+    // As runc's shim has it: one that we made would stay for ever.
+    if !path.is_dir() {
+        return Err(CgroupError::None(path));
     }
-    Ok(Path::new(ROOT).join(relative).join(format!("husk-{sandbox}")))
+    Cgroup { path }.add(std::process::id())
 }
 
 /// `a-b.slice` is `a.slice/a-b.slice` (systemd.slice(5)).
@@ -157,5 +177,8 @@ mod tests {
         );
         assert_eq!(path("").unwrap(), "/sys/fs/cgroup/husk-c1");
         assert!(matches!(path("/a/../../b/c"), Err(CgroupError::Path(_))));
+        assert!(matches!(join("/../x"), Err(CgroupError::Path(_))));
+        let none = join("/no/such/cgroup").unwrap_err().to_string();
+        assert!(none.contains("/sys/fs/cgroup/no/such/cgroup") && none.contains("make it first"), "{none}");
     }
 }

@@ -19,6 +19,7 @@ use super::error::TaskError;
 use super::pod::{Pod, Sandbox};
 use super::process::Process;
 use super::stdio::{Names, Owner, Stdio};
+use crate::bootstrap::are_runcs;
 use crate::config::Config;
 use crate::host::hooks::Hooks;
 use crate::host::installed;
@@ -142,6 +143,9 @@ fn configuration(pod: &Pod, request: &CreateTaskRequest) -> Result<Config, TaskE
                 what: format!("its runtime options cannot be read: {cause}"),
             })?
         }
+        // What there is for a shim in them was taken at its start; the owner of the streams does not matter to one that
+        // opens them itself.
+        Some(any) if are_runcs(any) => runtimeoptions::Options::new(),
         Some(any) => {
             warn!(stage = "create"; "runtime options of type {:?} mean nothing to husk", any.type_url);
             runtimeoptions::Options::new()
