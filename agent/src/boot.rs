@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_move};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 /// Where containers' cgroups are.
 pub const POD_CGROUP: &str = "/sys/fs/cgroup/pod";
@@ -66,15 +66,15 @@ pub fn raise_files() {
     }
 }
 
-/// Puts the limit of open files back, in a copy of the agent.
+/// Puts the limit of open files back for a copy of the agent, this process (0) or another one.
 ///
 /// # Errors
 /// The kernel's answer.
-pub fn restore_files() -> io::Result<()> {
-    match FILES.get() {
-        Some(given) => Ok(setrlimit(Resource::Nofile, *given)?),
-        None => Ok(()),
+pub fn restore_files(pid: u32) -> io::Result<()> {
+    if let Some(given) = FILES.get() {
+        prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, *given)?;
     }
+    Ok(())
 }
 
 /// `pivot_root` is refused on the initramfs (pivot_root(2), NOTES): `/` is bound onto a directory, that is moved over

@@ -28,6 +28,7 @@ mod sequences;
 mod stalls;
 mod streams;
 mod terminal;
+mod userns;
 
 use std::fs;
 use std::path::Path;

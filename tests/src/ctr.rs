@@ -235,10 +235,23 @@ impl Detached {
     /// It does not start.
     #[must_use]
     pub fn start(id: &str, root: &Path, flags: &[&str], command: &[&str]) -> Self {
-        let words = ["run", "-d", "--null-io", "--runtime", Runtime::Husk.name(), "--env", "PATH=/bin", "--rootfs"];
+        Self::start_on(id, root.to_str().unwrap(), &[flags, &["--rootfs"]].concat(), command)
+    }
+
+    /// Starts one of an image.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn of_image(id: &str, image: &str, flags: &[&str], command: &[&str]) -> Self {
+        Self::start_on(id, image, flags, command)
+    }
+
+    fn start_on(id: &str, root: &str, flags: &[&str], command: &[&str]) -> Self {
+        let words = ["run", "-d", "--null-io", "--runtime", Runtime::Husk.name(), "--env", "PATH=/bin"];
         // Dropped also when the start fails half-way.
         let detached = Self { id: id.to_owned() };
-        must(&[&words[..], flags, &[root.to_str().unwrap(), id], command].concat());
+        must(&[&words[..], flags, &[root, id], command].concat());
         detached
     }
 

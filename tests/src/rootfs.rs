@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::ctr::must;
 
 /// The programs that tests use.
-const PROGRAMS: [&str; 41] = [
+const PROGRAMS: [&str; 42] = [
     "sh",
     "echo",
     "true",
@@ -27,6 +27,7 @@ const PROGRAMS: [&str; 41] = [
     "wc",
     "head",
     "mount",
+    "mknod",
     "hostname",
     "touch",
     "mkdir",

@@ -3,14 +3,16 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, open, symlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, open, openat, symlinkat};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::mounts::directory_below;
-use super::plan::below_root;
+use super::plan::{PlanError, below_root};
+use super::unprivileged::Nodes;
 
 /// Character devices: path below the root, major, minor.
 const DEFAULT: [(&str, u32, u32); 6] = [
@@ -31,41 +33,75 @@ const LINKS: [(&str, &str); 5] = [
     ("dev/ptmx", "pts/ptmx"),
 ];
 
-/// Makes them below the working directory, where `/dev` is mounted already; the umask is zero. Paths are walked as
-/// those of mounts are: no link in the image leads out of it.
+/// A device node to be.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Below the root.
+    pub(super) path: PathBuf,
+    pub(super) kind: FileType,
+    /// Permissions.
+    pub(super) mode: u32,
+    pub(super) device: u64,
+    /// Ids of the container's user and group; none: who makes it.
+    pub(super) owner: Option<(u32, u32)>,
+}
+
+impl Node {
+    /// All that a container gets: those that every container has, and the document's.
+    ///
+    /// # Errors
+    /// A number that no device has.
+    pub(super) fn all(devices: &[LinuxDevice]) -> Result<Vec<Self>, PlanError> {
+        let default = DEFAULT.iter().map(|&(path, major, minor)| {
+            let (kind, device) = (FileType::CharacterDevice, makedev(major, minor));
+            Ok(Self { path: path.into(), kind, mode: 0o666, device, owner: None })
+        });
+        default.chain(devices.iter().map(Self::of)).collect()
+    }
+
+    fn of(device: &LinuxDevice) -> Result<Self, PlanError> {
+        let kind = match device.typ() {
+            LinuxDeviceType::B => FileType::BlockDevice,
+            LinuxDeviceType::P => FileType::Fifo,
+            LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::A => FileType::CharacterDevice,
+        };
+        let number = |value: i64| {
+            u32::try_from(value).map_err(|_| PlanError::Invalid {
+                what: format!("the device {}: number {value}", device.path().display()),
+                why: "no device has it",
+            })
+        };
+        Ok(Self {
+            path: below_root(device.path()),
+            kind,
+            mode: device.file_mode().unwrap_or(0o666),
+            device: makedev(number(device.major())?, number(device.minor())?),
+            owner: Some((device.uid().unwrap_or(0), device.gid().unwrap_or(0))),
+        })
+    }
+}
+
+/// Makes nodes and links below the working directory, where `/dev` is mounted already; the umask is zero. Paths are
+/// walked as those of mounts are: no link in the image leads out of it. In a user namespace nodes cannot be made: `made`
+/// are bound then.
 ///
 /// # Errors
 /// The one that failed.
-pub(super) fn make_all(devices: &[LinuxDevice]) -> Result<(), String> {
+pub(super) fn make_all(nodes: &[Node], made: Option<&Nodes>) -> Result<(), String> {
     let root = open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|cause| format!("cannot open the container's root: {cause}"))?;
-    for (path, major, minor) in DEFAULT {
-        let made = Place::find(&root, Path::new(path))
-            .and_then(|place| place.node(FileType::CharacterDevice, 0o666, makedev(major, minor)));
-        made.map_err(|cause| format!("cannot make /{path}: {cause}"))?;
-    }
-    for device in devices {
-        one(&root, device).map_err(|cause| format!("cannot make the device {}: {cause}", device.path().display()))?;
+    for (number, node) in nodes.iter().enumerate() {
+        let placed = Place::find(&root, &node.path).and_then(|place| match made {
+            None => place.make(node),
+            Some(made) => place.bind(&made.path(number)),
+        });
+        placed.map_err(|cause| format!("cannot make the device /{}: {cause}", node.path.display()))?;
     }
     for (path, target) in LINKS {
         let made = Place::find(&root, Path::new(path))
             .and_then(|place| or_there(symlinkat(target, &place.directory, &place.name)));
         made.map_err(|cause| format!("cannot make the link /{path}: {cause}"))?;
     }
-    Ok(())
-}
-
-fn one(root: &OwnedFd, device: &LinuxDevice) -> io::Result<()> {
-    let kind = match device.typ() {
-        LinuxDeviceType::B => FileType::BlockDevice,
-        LinuxDeviceType::P => FileType::Fifo,
-        LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::A => FileType::CharacterDevice,
-    };
-    let number = |value: i64| u32::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-    let place = Place::find(root, &below_root(device.path()))?;
-    place.node(kind, device.file_mode().unwrap_or(0o666), makedev(number(device.major())?, number(device.minor())?))?;
-    let owner = (Uid::from_raw(device.uid().unwrap_or(0)), Gid::from_raw(device.gid().unwrap_or(0)));
-    chownat(&place.directory, &place.name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
 }
 
@@ -84,8 +120,21 @@ impl Place {
         Ok(Self { directory: directory_below(root, parent)?, name: name.to_owned() })
     }
 
-    fn node(&self, kind: FileType, mode: u32, device: u64) -> io::Result<()> {
-        or_there(mknodat(&self.directory, &self.name, kind, Mode::from_raw_mode(mode), device))
+    fn make(&self, node: &Node) -> io::Result<()> {
+        or_there(mknodat(&self.directory, &self.name, node.kind, Mode::from_raw_mode(node.mode), node.device))?;
+        let Some((user, group)) = node.owner else { return Ok(()) };
+        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+        Ok(chownat(&self.directory, &self.name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Mounts the node onto a file of this name.
+    fn bind(&self, node: &Path) -> io::Result<()> {
+        or_there(mknodat(&self.directory, &self.name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0))?;
+        let file =
+            openat(&self.directory, &self.name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let tree = open_tree(CWD, node, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        Ok(move_mount(tree.as_fd(), "", &file, "", flags)?)
     }
 }
 

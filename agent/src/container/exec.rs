@@ -1,6 +1,5 @@
 //! One more process in a container (exec).
 
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::Mode;
@@ -39,11 +38,9 @@ fn prepare(
     link: &ChildEnd,
 ) -> Result<Program, String> {
     reset_signals();
-    if let Some(adjust) = plan.process().oom_score_adj() {
-        // Through the agent's /proc: the container may have none.
-        fs::write("/proc/self/oom_score_adj", adjust.to_string())
-            .map_err(|cause| format!("cannot set oom_score_adj to {adjust}: {cause}"))?;
-    }
+    // With the agent's privileges, and through its /proc: the container may have none.
+    process::set_oom_score("self", plan)?;
+    process::set_limits(0, plan)?;
     if let Some(stdio) = stdio {
         take_stdio(stdio)?;
     }
@@ -55,15 +52,15 @@ fn prepare(
         .map_err(|cause| format!("cannot join the container's namespaces: {cause}"))?;
     rustix::process::setsid().map_err(|cause| format!("cannot make a session: {cause}"))?;
     rustix::process::umask(Mode::empty());
-    match stdio {
-        Some(_) => process::give_stdio(plan)?,
-        None => {
-            let controller = terminal::take(plan.console_size(), plan.process().user().uid())?;
-            link.ready(Some(controller.as_fd()))?;
-        }
+    if namespaces.contains(ThreadNameSpaceType::USER) {
+        // Nobody yet in there.
+        process::become_user(0, 0, &[])?;
+    }
+    if stdio.is_none() {
+        let controller = terminal::take(plan.console_size(), plan.process().user().uid())?;
+        link.ready(Some(controller.as_fd()))?;
     }
     let program = Program::find(plan)?;
-    process::set_limits(plan)?;
     process::take_identity(plan)?;
     Ok(program)
 }

@@ -11,13 +11,14 @@ use rustix::thread::UnshareFlags;
 use super::link::ChildEnd;
 use super::plan::Plan;
 use super::process::{self, Program};
+use super::unprivileged::Nodes;
 use super::{devices, mounts, terminal};
 use crate::boot::NEW_ROOT;
 use crate::stdio::Stdio;
 
 /// Prepares the container and becomes its program. Runs in the clone of the agent and never returns there.
-pub(super) fn run(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildEnd) -> ! {
-    let reason = match prepare(plan, root, stdio, link) {
+pub(super) fn run(plan: &Plan, root: &Path, nodes: Option<&Nodes>, stdio: Option<&Stdio>, link: &ChildEnd) -> ! {
+    let reason = match prepare(plan, root, nodes, stdio, link) {
         Ok(program) => program.execute(),
         Err(reason) => reason,
     };
@@ -26,7 +27,13 @@ pub(super) fn run(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildE
     unsafe { libc::_exit(255) }
 }
 
-fn prepare(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildEnd) -> Result<Program, String> {
+fn prepare(
+    plan: &Plan,
+    root: &Path,
+    nodes: Option<&Nodes>,
+    stdio: Option<&Stdio>,
+    link: &ChildEnd,
+) -> Result<Program, String> {
     reset_signals();
     // A terminal is the container's own, so it comes later.
     if let Some(stdio) = stdio {
@@ -35,10 +42,10 @@ fn prepare(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildEnd) -> 
     close_all_but(&mut [link.raw()])?;
     rustix::process::setsid().map_err(|cause| format!("cannot make a session: {cause}"))?;
     let document = plan.process();
-    if let Some(adjust) = document.process().oom_score_adj() {
-        // Through the agent's /proc: the container may have none.
-        fs::write("/proc/self/oom_score_adj", adjust.to_string())
-            .map_err(|cause| format!("cannot set oom_score_adj to {adjust}: {cause}"))?;
+    if plan.ids().is_some() {
+        // The agent maps the ids of the user namespace; nobody is anybody in there until then.
+        link.wait()?;
+        process::become_user(0, 0, &[])?;
     }
     if plan.has_namespace(libc::CLONE_NEWCGROUP) {
         // SAFETY: a namespace of its own changes nothing that memory safety depends on.
@@ -47,30 +54,23 @@ fn prepare(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildEnd) -> 
     }
     rustix::process::umask(Mode::empty());
     mounts::attach_root(root, Path::new(NEW_ROOT))?;
-    mounts::mount_all(plan.mounts())?;
-    devices::make_all(plan.linux().devices().as_deref().unwrap_or_default())?;
+    mounts::mount_all(plan)?;
+    devices::make_all(plan.devices(), nodes)?;
     mounts::pivot()?;
     let hostname = plan.spec().hostname().as_deref().filter(|name| !name.is_empty());
     if let Some(name) = hostname.filter(|_| plan.has_namespace(libc::CLONE_NEWUTS)) {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|cause| format!("cannot set the hostname {name}: {cause}"))?;
     }
-    for (key, value) in plan.linux().sysctl().iter().flatten() {
-        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
-        fs::write(path, value).map_err(|cause| format!("cannot set the sysctl {key} to {value}: {cause}"))?;
-    }
+    set_sysctls(plan, false)?;
     for path in plan.linux().readonly_paths().iter().flatten() {
         mounts::make_read_only(path)?;
     }
     for path in plan.linux().masked_paths().iter().flatten() {
         mounts::mask(path)?;
     }
-    process::set_limits(document)?;
     let terminal = match stdio {
-        Some(_) => {
-            process::give_stdio(document)?;
-            None
-        }
+        Some(_) => None,
         None => {
             let controller = terminal::take(document.console_size(), document.process().user().uid())?;
             terminal::make_console()?;
@@ -89,6 +89,19 @@ fn prepare(plan: &Plan, root: &Path, stdio: Option<&Stdio>, link: &ChildEnd) -> 
     link.wait()?;
     process::take_identity(document)?;
     Ok(program)
+}
+
+/// Sets the sysctls of the network, which is the guest's, or all others, which are the container's namespaces'.
+///
+/// # Errors
+/// The one that the kernel refuses.
+pub(super) fn set_sysctls(plan: &Plan, network: bool) -> Result<(), String> {
+    let sysctls = plan.linux().sysctl().iter().flatten();
+    for (key, value) in sysctls.filter(|(key, _)| key.starts_with("net.") == network) {
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        fs::write(path, value).map_err(|cause| format!("cannot set the sysctl {key} to {value}: {cause}"))?;
+    }
+    Ok(())
 }
 
 /// Signals as a program expects them: none blocked, none ignored (the agent ignores SIGPIPE and blocks SIGCHLD).

@@ -19,7 +19,7 @@ const LONGEST: usize = 4096;
 const READY: u8 = b'R';
 /// The reason of a failure follows.
 const FAILED: u8 = b'F';
-/// The agent's word: the program may run.
+/// The agent's word: go on.
 const GO: u8 = b'G';
 
 /// The clone's end.
@@ -79,7 +79,7 @@ impl ChildEnd {
         self.send(&[READY], terminal).map_err(|cause| format!("cannot tell the agent: {cause}"))
     }
 
-    /// Waits until the program may run.
+    /// Waits for the agent's word to go on: with the ids of a user namespace, with the program.
     ///
     /// # Errors
     /// It never will.
@@ -112,7 +112,7 @@ impl AgentEnd {
 }
 
 impl Link {
-    /// Lets the program run. A clone that is gone says so by its end.
+    /// Lets the clone go on. One that is gone says so by its end.
     pub(super) fn go(&self) {
         let _ = rustix::net::send(self.0.get_ref(), &[GO], SendFlags::NOSIGNAL);
     }

@@ -18,6 +18,8 @@ mod process;
 mod process_plan;
 mod stats;
 mod terminal;
+mod unprivileged;
+mod user;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,6 +41,8 @@ pub use process_plan::ProcessPlan;
 
 use self::clone::{Cloned, clone_beside, clone_into};
 use self::link::{Link, Said};
+use self::unprivileged::Nodes;
+use self::user::IdMappings;
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::{Outputs, Streams};
 use crate::watched::Watched;
@@ -133,6 +137,8 @@ pub struct Container {
     cgroup: Cgroup,
     /// Those that an exec joins.
     namespaces: u64,
+    /// Of its user namespace.
+    ids: Option<IdMappings>,
     /// Present until the start.
     waiting: Mutex<Option<Link>>,
 }
@@ -156,19 +162,44 @@ where
         warn!("{notice}");
     }
     cgroup.limit(plan.resources())?;
-    let prepared = Prepared::new(plan.process(), streams)?;
+    let prepared = Prepared::new(plan.process(), plan.ids(), streams)?;
+    let nodes = beforehand(&plan).map_err(ContainerError::Init)?;
     let directory = cgroup.open()?;
     match clone_into(plan.namespaces(), &directory).map_err(ContainerError::Clone)? {
-        Cloned::Child => init::run(&plan, root, prepared.stdio.as_ref(), prepared.child()),
+        Cloned::Child => init::run(&plan, root, nodes.as_ref(), prepared.stdio.as_ref(), prepared.child()),
         Cloned::Parent { pid, pidfd } => {
             // Before anything is awaited: see `Reaper`.
             let exit = reaper.watch(pid);
-            let (made, link) = prepared.made(pid, pidfd, exit)?.comes_in_time_to(false).await?;
-            let namespaces = plan.namespaces();
-            let container = Container { init: made.process, cgroup, namespaces, waiting: Mutex::new(link) };
+            let mut cloning = prepared.made(pid, pidfd, exit)?;
+            cloning.helped(|pid| help(&plan, pid))?;
+            if plan.ids().is_some() {
+                cloning.goes_on();
+            }
+            cloning.comes_to(false).await?;
+            // Last of all: what prepares the container needs more than its program may have.
+            cloning.helped(|pid| process::set_limits(pid, plan.process()))?;
+            let (made, link) = cloning.finish()?;
+            let (namespaces, ids) = (plan.namespaces(), plan.ids().cloned());
+            let container = Container { init: made.process, cgroup, namespaces, ids, waiting: Mutex::new(link) };
             Ok((container, made.exit, made.outputs))
         }
     }
+}
+
+/// Makes what a container in a user namespace cannot make by itself.
+fn beforehand(plan: &Plan) -> Result<Option<Nodes>, String> {
+    let Some(ids) = plan.ids() else { return Ok(None) };
+    if plan.mounts().iter().any(|mount| mount.typ().as_deref() == Some("sysfs")) {
+        unprivileged::mount_sysfs()?;
+    }
+    Nodes::make(plan.devices(), ids).map(Some)
+}
+
+/// Does what only the agent has the privileges for, in whatever namespaces the container's init is.
+fn help(plan: &Plan, pid: u32) -> Result<(), String> {
+    process::set_oom_score(&pid.to_string(), plan.process())?;
+    init::set_sysctls(plan, true)?;
+    plan.ids().map_or(Ok(()), |ids| ids.write(pid))
 }
 
 /// What a process is made with.
@@ -202,12 +233,16 @@ impl<S> Prepared<S>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    fn new(plan: &ProcessPlan, streams: Streams<S>) -> Result<Self, ContainerError> {
+    fn new(plan: &ProcessPlan, ids: Option<&IdMappings>, streams: Streams<S>) -> Result<Self, ContainerError> {
         let (agent, child) = link::pair().map_err(ContainerError::Clone)?;
         if plan.has_terminal() {
             return Ok(Self { stdio: None, outputs: Outputs::default(), streams: Some(streams), agent, child });
         }
         let (stdio, outputs) = streams.pipes().map_err(ContainerError::Streams)?;
+        let user = plan.process().user().uid();
+        // Mapped: the plan was checked.
+        let user = ids.map_or(Some(user), |ids| ids.user(user)).unwrap_or(user);
+        process::give_stdio(&stdio, user).map_err(ContainerError::Streams)?;
         Ok(Self { stdio: Some(stdio), outputs, streams: None, agent, child })
     }
 
@@ -231,8 +266,25 @@ impl<S> Cloning<S>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    /// Waits until it is ready, and has become its program if `executed`.
-    async fn comes_to(mut self, executed: bool) -> Result<(Made, Option<Link>), ContainerError> {
+    /// Does something to it from outside.
+    fn helped(&self, help: impl FnOnce(u32) -> Result<(), String>) -> Result<(), ContainerError> {
+        self.made.as_ref().map_or(Ok(()), |made| help(made.process.pid)).map_err(ContainerError::Init)
+    }
+
+    /// Lets it go on.
+    fn goes_on(&self) {
+        if let Some(link) = &self.link {
+            link.go();
+        }
+    }
+
+    /// Waits until it is ready, and has become its program if `executed`. Not for ever: what it does before its program
+    /// runs is in the container's hands in part, whose processes can stop it, and whose files it opens.
+    async fn comes_to(&mut self, executed: bool) -> Result<(), ContainerError> {
+        tokio::time::timeout(PREPARATION, self.listen(executed)).await.unwrap_or(Err(ContainerError::Late))
+    }
+
+    async fn listen(&mut self, executed: bool) -> Result<(), ContainerError> {
         loop {
             let said = match &self.link {
                 Some(link) => link.said().await,
@@ -242,7 +294,7 @@ where
                 Said::Ready(terminal) => {
                     self.take(terminal)?;
                     if !executed {
-                        break;
+                        return Ok(());
                     }
                 }
                 // Its status says no more than the reason does.
@@ -251,20 +303,17 @@ where
                     return Err(ContainerError::Init(why));
                 }
                 // Close-on-exec (or its end: its exit is an event).
-                Said::End if executed => break,
+                Said::End if executed => return Ok(()),
                 Said::End => return Err(ContainerError::Died(self.exit().await)),
             }
         }
-        let link = self.link.take();
-        // There is one until here.
-        self.made.take().map(|made| (made, link)).ok_or(ContainerError::NotCreated)
     }
 
-    /// [`Cloning::comes_to`], in time: what it does before its program runs is in the container's hands in part, whose
-    /// processes can stop it, and whose files it opens.
-    async fn comes_in_time_to(self, executed: bool) -> Result<(Made, Option<Link>), ContainerError> {
-        // Dropped when the time is over, which kills it.
-        tokio::time::timeout(PREPARATION, self.comes_to(executed)).await.unwrap_or(Err(ContainerError::Late))
+    /// It is what it was to be: nobody kills it any more.
+    fn finish(mut self) -> Result<(Made, Option<Link>), ContainerError> {
+        let link = self.link.take();
+        // There is one unless its end was waited for.
+        self.made.take().map(|made| (made, link)).ok_or(ContainerError::NotCreated)
     }
 
     fn take(&mut self, terminal: Option<OwnedFd>) -> Result<(), ContainerError> {
@@ -335,13 +384,16 @@ impl Container {
         if self.cgroup.is_frozen()? {
             return Err(ContainerError::Paused);
         }
+        if let Some(ids) = &self.ids {
+            ids.check(plan.process().user())?;
+        }
         for notice in plan.notices() {
             warn!("{notice}");
         }
         let joined = ThreadNameSpaceType::from_bits_truncate(
             u32::try_from(self.namespaces).unwrap_or(0) & !libc::CLONE_NEWPID.unsigned_abs(),
         );
-        let prepared = Prepared::new(plan, streams)?;
+        let prepared = Prepared::new(plan, self.ids.as_ref(), streams)?;
         let cloned = match self.clone_for_exec(&self.cgroup.open()?) {
             // Its processes are in groups of the container's own, and a group with groups that have controllers has
             // none (cgroup-v2.rst, "No Internal Process Constraint"): beside init then.
@@ -355,7 +407,9 @@ impl Container {
             Cloned::Parent { pid, pidfd } => {
                 // Before anything is awaited: see `Reaper`.
                 let exit = reaper.watch(pid);
-                Ok(prepared.made(pid, pidfd, exit)?.comes_in_time_to(true).await?.0)
+                let mut cloning = prepared.made(pid, pidfd, exit)?;
+                cloning.comes_to(true).await?;
+                Ok(cloning.finish()?.0)
             }
         }
     }

@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
-    mount_remount, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+    unmount,
 };
 
-use super::plan::below_root;
+use super::plan::{Plan, below_root};
+use super::unprivileged::SYSFS;
+
+/// Where the guest has its cgroups.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Attaches the directory `root` at `at` as a mount of its own and makes that the working directory. Mounts made from
 /// here on are seen by nobody else.
@@ -50,8 +54,12 @@ pub(super) fn pivot() -> Result<(), String> {
 /// # Errors
 /// The kernel's answer.
 pub(super) fn make_root_read_only() -> Result<(), String> {
-    mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, c"")
-        .map_err(|cause| format!("cannot make the root read-only: {cause}"))
+    let attempt = || -> io::Result<()> {
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        // Whatever else holds for it stays: in a user namespace nothing of that can be taken away.
+        set_attributes(&root, MountAttrFlags::MOUNT_ATTR_RDONLY, 0)
+    };
+    attempt().map_err(|cause| format!("cannot make the root read-only: {cause}"))
 }
 
 /// Opens `path` below `root`; links are followed inside of it.
@@ -124,11 +132,11 @@ impl Options {
 ///
 /// # Errors
 /// The mount that failed, at which step.
-pub(super) fn mount_all(mounts: &[Mount]) -> Result<(), String> {
+pub(super) fn mount_all(plan: &Plan) -> Result<(), String> {
     let root = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|cause| format!("cannot open the container's root: {cause}"))?;
-    for mount in mounts {
-        mount_one(&root, mount).map_err(|cause| {
+    for mount in plan.mounts() {
+        mount_one(&root, mount, plan).map_err(|cause| {
             let kind = mount.typ().as_deref().unwrap_or("none");
             format!("cannot mount {kind} at {}: {cause}", mount.destination().display())
         })?;
@@ -136,7 +144,7 @@ pub(super) fn mount_all(mounts: &[Mount]) -> Result<(), String> {
     Ok(())
 }
 
-fn mount_one(root: &OwnedFd, mount: &Mount) -> io::Result<()> {
+fn mount_one(root: &OwnedFd, mount: &Mount, plan: &Plan) -> io::Result<()> {
     let kind = match mount.typ().as_deref().unwrap_or_default() {
         // The guest has version 2 alone.
         "cgroup" => "cgroup2",
@@ -144,6 +152,26 @@ fn mount_one(root: &OwnedFd, mount: &Mount) -> io::Result<()> {
     };
     let at = directory_below(root, &below_root(mount.destination()))?;
     let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+    let made = match kind {
+        // They belong to namespaces that are not the user namespace's.
+        "sysfs" if plan.ids().is_some() => bind(SYSFS, &options)?,
+        "cgroup2" if plan.ids().is_some() && !plan.has_namespace(libc::CLONE_NEWCGROUP) => bind(CGROUPS, &options)?,
+        _ => make(kind, mount, &options)?,
+    };
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(&made, "", &at, "", flags)?)
+}
+
+/// One more mount of what is mounted at `path` of the guest.
+fn bind(path: &str, options: &Options) -> io::Result<OwnedFd> {
+    let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    // When a file's access time changes cannot be another than in the guest, and does not matter to either of them.
+    set_attributes(&tree, options.attributes.difference(MountAttrFlags::MOUNT_ATTR__ATIME), 0)?;
+    Ok(tree)
+}
+
+/// A new mount.
+fn make(kind: &str, mount: &Mount, options: &Options) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     if let Some(source) = mount.source() {
         fsconfig_set_string(context.as_fd(), "source", source.as_path())?;
@@ -156,9 +184,7 @@ fn mount_one(root: &OwnedFd, mount: &Mount) -> io::Result<()> {
         .map_err(|cause| io::Error::other(format!("option {key}: {cause}")))?;
     }
     fsconfig_create(context.as_fd())?;
-    let made = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(&made, "", &at, "", flags)?)
+    Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes)?)
 }
 
 /// Hides `path` of the container, which is the root already. One that does not exist needs no hiding.
@@ -196,24 +222,24 @@ pub(super) fn make_read_only(path: &str) -> Result<(), String> {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
             other => other?,
         };
-        set_read_only(&tree)?;
+        set_attributes(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY, libc::AT_RECURSIVE)?;
         Ok(move_mount(&tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
     };
     attempt().map_err(|cause| format!("cannot make {path} read-only: {cause}"))
 }
 
-/// `mount_setattr(2)` on a whole tree.
-fn set_read_only(tree: &OwnedFd) -> io::Result<()> {
+/// Adds to a mount's attributes, by `mount_setattr(2)`; with AT_RECURSIVE to those of all mounts in it.
+fn set_attributes(tree: &OwnedFd, set: MountAttrFlags, recursive: libc::c_int) -> io::Result<()> {
     // SAFETY: all zeroes is a valid mount_attr: nothing is changed.
     let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
-    attributes.attr_set = libc::MOUNT_ATTR_RDONLY;
+    attributes.attr_set = u64::from(set.bits());
     // SAFETY: the path is empty and terminated, the attributes valid and of this size, and the kernel only reads both.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | recursive,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )

@@ -4,7 +4,9 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
 
+use super::devices::Node;
 use super::process_plan::ProcessPlan;
+use super::user::IdMappings;
 
 /// Why a document cannot be fulfilled.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,9 @@ pub struct Plan {
     process: ProcessPlan,
     linux: Linux,
     namespaces: u64,
+    /// With a user namespace.
+    ids: Option<IdMappings>,
+    devices: Vec<Node>,
     notices: Vec<&'static str>,
 }
 
@@ -83,6 +88,11 @@ impl Plan {
             check_mount(mount)?;
         }
         let namespaces = namespaces(&linux)?;
+        let ids = ids(&linux, namespaces)?;
+        if let Some(ids) = &ids {
+            ids.check(process.process().user())?;
+        }
+        let devices = Node::all(linux.devices().as_deref().unwrap_or_default())?;
         let mut notices = Vec::new();
         if linux.seccomp().is_some() {
             notices.push("linux.seccomp is not applied yet");
@@ -94,7 +104,7 @@ impl Plan {
             notices.push("hooks.createContainer and startContainer are not run yet");
         }
         notices.extend(linux.resources().as_ref().map(unapplied).unwrap_or_default());
-        Ok(Self { spec, process, linux, namespaces, notices })
+        Ok(Self { spec, process, linux, namespaces, ids, devices, notices })
     }
 
     /// What is accepted and not done: for the log.
@@ -117,6 +127,15 @@ impl Plan {
 
     pub(super) fn has_namespace(&self, flag: libc::c_int) -> bool {
         self.namespaces & u64::from(flag.unsigned_abs()) != 0
+    }
+
+    /// The mappings of its user namespace, if it has one.
+    pub(super) fn ids(&self) -> Option<&IdMappings> {
+        self.ids.as_ref()
+    }
+
+    pub(super) fn devices(&self) -> &[Node] {
+        &self.devices
     }
 
     pub(super) fn spec(&self) -> &Spec {
@@ -148,14 +167,11 @@ fn namespaces(linux: &Linux) -> Result<u64, PlanError> {
         let flag = match namespace.typ() {
             // The guest's network is the pod's, as it was prepared on the host.
             LinuxNamespaceType::Network => continue,
-            LinuxNamespaceType::User => {
-                let what = "linux.namespaces: user".to_owned();
-                return Err(PlanError::Refused { what, remedy: " yet: run it without a user namespace" });
-            }
             LinuxNamespaceType::Time => {
                 let what = "linux.namespaces: time".to_owned();
                 return Err(PlanError::Refused { what, remedy: " yet: run it without a time namespace" });
             }
+            LinuxNamespaceType::User => libc::CLONE_NEWUSER,
             LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
             LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
             LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
@@ -176,6 +192,18 @@ fn namespaces(linux: &Linux) -> Result<u64, PlanError> {
         return Err(PlanError::Missing("mount namespace"));
     }
     Ok(flags)
+}
+
+fn ids(linux: &Linux, namespaces: u64) -> Result<Option<IdMappings>, PlanError> {
+    if namespaces & u64::from(libc::CLONE_NEWUSER.unsigned_abs()) != 0 {
+        return IdMappings::of(linux).map(Some);
+    }
+    // Somebody counts on them.
+    if [linux.uid_mappings(), linux.gid_mappings()].into_iter().flatten().any(|mappings| !mappings.is_empty()) {
+        let what = "linux.uidMappings and linux.gidMappings".to_owned();
+        return Err(PlanError::Invalid { what, why: "the document has no user namespace for them" });
+    }
+    Ok(None)
 }
 
 fn check_mount(mount: &Mount) -> Result<(), PlanError> {

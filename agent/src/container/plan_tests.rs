@@ -38,8 +38,6 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(refusal(|d| d["process"]["args"] = serde_json::json!([])).contains("process.args"));
     assert!(refusal(|d| d["process"]["cwd"] = "here".into()).contains("\"here\""));
     assert!(refusal(|d| d["process"]["args"] = serde_json::json!(["a\0b"])).contains("zero byte"));
-    let user = |d: &mut serde_json::Value| d["linux"]["namespaces"] = serde_json::json!([{ "type": "user" }]);
-    assert!(refusal(user).contains("user namespace"));
     let path = |d: &mut serde_json::Value| {
         d["linux"]["namespaces"] = serde_json::json!([{ "type": "ipc", "path": "/proc/1/ns/ipc" }]);
     };
@@ -55,6 +53,75 @@ fn what_cannot_be_is_refused_by_name() {
         d["mounts"] = serde_json::json!([{ "destination": "/../x", "type": "tmpfs" }]);
     };
     assert!(refusal(up).contains(".."));
+}
+
+/// Adds a user namespace with these mappings of users; groups are mapped one to one.
+fn mapped(users: &serde_json::Value) -> impl FnOnce(&mut serde_json::Value) {
+    let users = users.clone();
+    |d| {
+        d["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({ "type": "user" }));
+        d["linux"]["uidMappings"] = users;
+        d["linux"]["gidMappings"] = serde_json::json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+    }
+}
+
+fn mapping(inside: u32, outside: u32, size: u32) -> serde_json::Value {
+    serde_json::json!({ "containerID": inside, "hostID": outside, "size": size })
+}
+
+#[test]
+fn ids_of_a_user_namespace_are_the_guests_by_its_mappings() {
+    let users = serde_json::json!([mapping(0, 1000, 10), mapping(10, 5000, 5)]);
+    let plan = Plan::new(document(|d| {
+        mapped(&users)(d);
+        d["process"]["user"] = serde_json::json!({ "uid": 14, "gid": 7, "additionalGids": [65535] });
+    }));
+    let plan = plan.unwrap();
+    assert!(plan.has_namespace(libc::CLONE_NEWUSER));
+    let ids = plan.ids().unwrap();
+    let users = [0, 9, 10, 14, 15, u32::MAX].map(|id| ids.user(id));
+    assert_eq!(users, [Some(1000), Some(1009), Some(5000), Some(5004), None, None]);
+    assert_eq!((ids.group(65535), ids.group(65536)), (Some(65535), None));
+    assert!(Plan::new(document(|_| {})).unwrap().ids().is_none());
+}
+
+#[test]
+fn mappings_that_cannot_be_are_refused() {
+    let of = |users: serde_json::Value| refusal(mapped(&users));
+    assert!(of(serde_json::json!([])).contains("linux.uidMappings"));
+    assert!(of(serde_json::json!([mapping(0, 1, 0)])).contains("0:1:0: maps nothing"));
+    assert!(of(serde_json::json!([mapping(0, 0, u32::MAX), mapping(7, 7, 1)])).contains("overlap"));
+    assert!(of(serde_json::json!([mapping(0, 2, u32::MAX)])).contains("beyond the last id"));
+    assert!(of(serde_json::json!([mapping(0, 1000, 10), mapping(9, 5000, 1)])).contains("0:1000:10 and"));
+    assert!(of(serde_json::json!([mapping(0, 1000, 10), mapping(10, 1009, 1)])).contains("10:1009:1: overlap"));
+    assert!(of(serde_json::json!([mapping(1, 1000, 10)])).contains("id 0 of the namespace"));
+    let many: Vec<_> = (0..341).map(|id| mapping(id, id, 1)).collect();
+    assert!(of(many.into()).contains("341 mappings"));
+    let with = |user: serde_json::Value| {
+        refusal(|d| {
+            mapped(&serde_json::json!([mapping(0, 1000, 10)]))(d);
+            d["process"]["user"] = user;
+        })
+    };
+    assert!(with(serde_json::json!({ "uid": 10, "gid": 0 })).contains("process.user.uid 10: is not in the mappings"));
+    assert!(with(serde_json::json!({ "uid": 0, "gid": 65536 })).contains("group 65536"));
+    assert!(with(serde_json::json!({ "uid": 0, "gid": 0, "additionalGids": [1, 70000] })).contains("group 70000"));
+    let no_groups = refusal(|d| {
+        mapped(&serde_json::json!([mapping(0, 1000, 10)]))(d);
+        d["linux"]["gidMappings"] = serde_json::Value::Null;
+    });
+    assert!(no_groups.contains("linux.gidMappings"));
+    let no_namespace = refusal(|d| d["linux"]["uidMappings"] = serde_json::json!([mapping(0, 1000, 10)]));
+    assert!(no_namespace.contains("no user namespace"));
+    let by_path = refusal(|d| {
+        mapped(&serde_json::json!([mapping(0, 1000, 10)]))(d);
+        d["linux"]["namespaces"].as_array_mut().unwrap().last_mut().unwrap()["path"] = "/proc/1/ns/user".into();
+    });
+    assert!(by_path.contains("/proc/1/ns/user"));
+    let device = refusal(|d| {
+        d["linux"]["devices"] = serde_json::json!([{ "path": "/dev/x", "type": "c", "major": -1, "minor": 0 }])
+    });
+    assert!(device.contains("/dev/x: number -1"));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use rustix::thread::{
 };
 
 use super::process_plan::{ProcessPlan, all_capabilities};
+use crate::stdio::Stdio;
 
 /// What `execve` gets.
 #[derive(Debug)]
@@ -137,17 +138,17 @@ pub(super) fn make_working_directory(plan: &ProcessPlan) -> Result<(), String> {
     fs::create_dir_all(cwd).map_err(|cause| format!("mkdir {}: {}", cwd.display(), plain(&cause)))
 }
 
-/// Sets the limits of setrlimit(2).
+/// Sets the limits of setrlimit(2) of a process, 0: this one. Those of a user namespace cannot raise any.
 ///
 /// # Errors
 /// The limit that the kernel refuses.
-pub(super) fn set_limits(plan: &ProcessPlan) -> Result<(), String> {
+pub(super) fn set_limits(pid: u32, plan: &ProcessPlan) -> Result<(), String> {
     // The agent's own is not a container's.
-    crate::boot::restore_files().map_err(|cause| format!("cannot set the limit of open files: {cause}"))?;
+    crate::boot::restore_files(pid).map_err(|cause| format!("cannot set the limit of open files: {cause}"))?;
     for (resource, soft, hard) in plan.limits() {
         let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-        // SAFETY: the limit is valid, and the kernel only reads it.
-        if unsafe { libc::setrlimit(resource, &raw const limit) } < 0 {
+        // SAFETY: the limit is valid, the kernel only reads it, and nothing wants the old one.
+        if unsafe { libc::prlimit(pid.cast_signed(), resource, &raw const limit, std::ptr::null_mut()) } < 0 {
             let cause = io::Error::last_os_error();
             return Err(format!("cannot set resource limit {resource} to {soft} and {hard}: {cause}"));
         }
@@ -155,21 +156,46 @@ pub(super) fn set_limits(plan: &ProcessPlan) -> Result<(), String> {
     Ok(())
 }
 
-/// Gives the streams to the container's user, who may open them by name (`/dev/stdout`), as runc does.
+/// Sets how likely the kernel kills a process (`self`: this one) when memory runs out. Those of a user namespace cannot lower theirs.
 ///
 /// # Errors
 /// The kernel's answer.
-pub(super) fn give_stdio(plan: &ProcessPlan) -> Result<(), String> {
-    let user = plan.process().user().uid();
-    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+pub(super) fn set_oom_score(process: &str, plan: &ProcessPlan) -> Result<(), String> {
+    let Some(adjust) = plan.process().oom_score_adj() else { return Ok(()) };
+    fs::write(format!("/proc/{process}/oom_score_adj"), adjust.to_string())
+        .map_err(|cause| format!("cannot set oom_score_adj to {adjust}: {cause}"))
+}
+
+/// Gives the streams to the container's user, whose id in the guest this is, and who may open them by name
+/// (`/dev/stdout`), as runc does.
+///
+/// # Errors
+/// The kernel's answer.
+pub(super) fn give_stdio(stdio: &Stdio, user: u32) -> io::Result<()> {
+    for fd in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
         // Not /dev/null, which is everybody's.
-        let given = rustix::fs::fstat(fd).and_then(|stat| match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Fifo => rustix::fs::fchown(fd, Some(Uid::from_raw(user)), None),
-            _ => Ok(()),
-        });
-        given.map_err(|cause| format!("cannot give the standard streams to user {user}: {cause}"))?;
+        if FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Fifo {
+            rustix::fs::fchown(fd, Some(Uid::from_raw(user)), None)?;
+        }
     }
     Ok(())
+}
+
+/// Becomes this user, with these groups.
+///
+/// # Errors
+/// The kernel's answer.
+pub(super) fn become_user(user: u32, group: u32, groups: &[u32]) -> Result<(), String> {
+    // SAFETY: the array is as long as said; the other calls touch no memory.
+    let done = unsafe {
+        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+            && libc::syscall(libc::SYS_setresgid, group, group, group) == 0
+            && libc::syscall(libc::SYS_setresuid, user, user, user) == 0
+    };
+    if done {
+        return Ok(());
+    }
+    Err(format!("cannot become user {user}, group {group}: {}", io::Error::last_os_error()))
 }
 
 /// Takes the user, the groups and the capabilities of the document. The process has one thread, so the calls for one
@@ -191,17 +217,7 @@ pub(super) fn take_identity(plan: &ProcessPlan) -> Result<(), String> {
         }
     }
     set_keep_capabilities(true).map_err(step("keep the capabilities"))?;
-    let groups = user.additional_gids().clone().unwrap_or_default();
-    let (uid, gid) = (user.uid(), user.gid());
-    // SAFETY: the array is as long as said; the other calls touch no memory.
-    let done = unsafe {
-        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
-            && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
-            && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
-    };
-    if !done {
-        return Err(format!("cannot become user {uid}, group {gid}: {}", io::Error::last_os_error()));
-    }
+    become_user(user.uid(), user.gid(), user.additional_gids().as_deref().unwrap_or_default())?;
     let effective = capabilities.effective.intersection(capabilities.permitted);
     let sets = CapabilitySets { effective, permitted: capabilities.permitted, inheritable: capabilities.inheritable };
     set_capabilities(None, sets).map_err(step("set the capabilities"))?;
