@@ -37,8 +37,6 @@ fn give(path: &Path) {
 fn root() -> TempDir {
     let root = busybox();
     give(root.path());
-    // Nobody else has to enter it.
-    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
     root
 }
 
@@ -106,6 +104,8 @@ fn a_container_has_the_same_ids_and_rights_as_with_runc() {
 fn the_host_sees_the_mapped_ids() {
     leaves_nothing(|| {
         let root = root();
+        // Nobody else has to enter it.
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let script = "echo text >/tmp/made; chown 5:6 /tmp/made; chmod 4755 /tmp/made; mkdir /tmp/deep; stat -c '%u:%g %a' /tmp/made /tmp/deep";
         let file = document(root.path(), script, mapped);
         let config = file.path().to_str().unwrap();
@@ -151,7 +151,10 @@ fn an_exec_and_a_terminal_are_in_the_namespace_too() {
         refused(&none, &["process.user.uid 70000", "not in the mappings"]);
         let words = ["ctr", "task", "exec", "-t", "--exec-id", "shell", id, "/bin/sh", "-i"];
         let mut session = Session::start(&words, 80, 24);
-        session.types("PATH=/bin; stat -c 'is %u' $(tty); stty size; id -u\n");
+        // Its size comes after its start.
+        session.types("PS1='re''ady> '\n");
+        session.shows("ready> ");
+        session.types("stat -c 'is %u' $(tty); stty size\n");
         session.shows("is 0");
         session.shows("24 80");
         session.types("exit 6\n");
