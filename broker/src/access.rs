@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use husk_protocol::control::Share;
 use husk_protocol::files::{Attributes, Caller, Change, DirectoryEntry, FileAccess, Found, New, ROOT, Statistics};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, XattrFlags, fstat, linkat, mkdirat, mknodat, openat, renameat_with,
-    symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, XattrFlags, fstat, linkat, mkdirat, mknodat, openat,
+    renameat_with, symlinkat, unlinkat,
 };
 
 use crate::names;
@@ -36,7 +36,7 @@ pub struct Broker {
 
 #[derive(Debug)]
 struct Tables {
-    /// Entries of the root: the number of each share and its directory. A share's own reference is never forgotten.
+    /// Entries of the root: the number of each share, and its directory or file. A share's own reference is never forgotten.
     shares: BTreeMap<CString, Entry>,
     next_share: u32,
     nodes: Nodes,
@@ -47,7 +47,7 @@ struct Tables {
 #[derive(Debug)]
 struct Entry {
     number: u32,
-    directory: Node,
+    node: Node,
 }
 
 /// An open directory.
@@ -87,19 +87,19 @@ impl Broker {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a directory as an entry of the root.
+    /// Adds a directory or a regular file as an entry of the root.
     ///
     /// # Errors
     /// See [`ShareError`].
-    pub fn add_share(&self, share: &Share, directory: OwnedFd) -> Result<(), ShareError> {
+    pub fn add_share(&self, share: &Share, shared: OwnedFd) -> Result<(), ShareError> {
         let bad_name = || ShareError::Name(share.name.clone());
         let name = CString::new(share.name.as_str()).map_err(|_| bad_name())?;
         names::check(&name).map_err(|_| bad_name())?;
         let io = |cause| ShareError::Io { name: share.name.clone(), cause };
-        let stat = fstat(&directory).map_err(|cause| io(cause.into()))?;
+        let stat = fstat(&shared).map_err(|cause| io(cause.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if !kind.is_dir() {
-            return Err(ShareError::NotADirectory(share.name.clone()));
+        if !kind.is_dir() && !kind.is_file() {
+            return Err(ShareError::Kind(share.name.clone()));
         }
         let mut tables = self.tables();
         if tables.shares.contains_key(&name) {
@@ -108,8 +108,8 @@ impl Broker {
         let number = tables.next_share;
         tables.next_share += 1;
         let terms = Terms { number, read_only: share.read_only, exclusive: share.exclusive };
-        let directory = Node { fd: Arc::new(directory), kind, terms };
-        tables.shares.insert(name, Entry { number, directory });
+        let node = Node { fd: Arc::new(shared), kind, device: stat.st_dev, terms };
+        tables.shares.insert(name, Entry { number, node });
         Ok(())
     }
 
@@ -139,21 +139,32 @@ impl Broker {
         if node.terms.read_only { Err(errno(libc::EROFS)) } else { Ok(node) }
     }
 
-    /// A reference to what was found.
-    fn found(&self, fd: OwnedFd, terms: Terms) -> io::Result<Found> {
+    /// A reference to what was found in `parent`.
+    fn found(&self, fd: OwnedFd, parent: &Node) -> io::Result<Found> {
         let stat = fstat(&fd)?;
-        let node = Node { fd: Arc::new(fd), kind: FileType::from_raw_mode(stat.st_mode), terms };
-        let number = self.tables().nodes.add(node, stat.st_dev, stat.st_ino)?;
-        Ok(Found { node: number, attributes: op::attributes(&stat), exclusive: terms.exclusive })
+        let mount = stat.st_dev != parent.device;
+        if mount && op::is_of_the_kernel(&fd)? {
+            return Err(errno(libc::EACCES));
+        }
+        self.reference(fd, &stat, parent.terms, mount)
+    }
+
+    fn reference(&self, fd: OwnedFd, stat: &Stat, terms: Terms, mount: bool) -> io::Result<Found> {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let node = Node { fd: Arc::new(fd), kind, device: stat.st_dev, terms };
+        let number = self.tables().nodes.add(node, stat.st_ino)?;
+        let (attributes, mount) = (op::attributes(stat), mount && kind.is_dir());
+        Ok(Found { node: number, attributes, exclusive: terms.exclusive, mount })
     }
 
     fn lookup_share(&self, name: &CStr) -> io::Result<Found> {
         let (fd, terms) = {
             let tables = self.tables();
             let entry = tables.shares.get(name).ok_or_else(|| errno(libc::ENOENT))?;
-            (entry.directory.fd.try_clone()?, entry.directory.terms)
+            (entry.node.fd.try_clone()?, entry.node.terms)
         };
-        let found = self.found(fd, terms)?;
+        let stat = fstat(&fd)?;
+        let found = self.reference(fd, &stat, terms, true)?;
         // Shares come and go: the entry is not to be cached, whatever holds for what is below it.
         Ok(Found { exclusive: false, ..found })
     }
@@ -187,7 +198,7 @@ impl Broker {
             .map(|((name, entry), next)| DirectoryEntry {
                 ino: u64::from(entry.number) + 2,
                 next,
-                kind: libc::DT_DIR,
+                kind: op::kind(entry.node.kind),
                 name: name.to_bytes().to_vec(),
             })
             .collect()
@@ -211,7 +222,7 @@ impl FileAccess for Broker {
             return self.lookup_share(name);
         }
         let parent = self.node(parent)?;
-        self.found(op::find(&parent.fd, name)?, parent.terms)
+        self.found(op::find(&parent.fd, name)?, &parent)
     }
 
     fn forget(&self, node: u64, count: u64) {
@@ -273,7 +284,7 @@ impl FileAccess for Broker {
             }
         };
         let made = self.adopt_or_undo(&parent, name, caller, mode, dir)?;
-        self.found(made, parent.terms).inspect_err(|_| undo(&parent.fd, name, dir))
+        self.found(made, &parent).inspect_err(|_| undo(&parent.fd, name, dir))
     }
 
     fn create(&self, parent: u64, name: &CStr, mode: u32, flags: i32, caller: Caller) -> io::Result<(Found, OwnedFd)> {
@@ -282,12 +293,12 @@ impl FileAccess for Broker {
         match openat(&parent.fd, name, op::open_flags(flags) | ours, Mode::from_raw_mode(mode & 0o7777)) {
             Ok(file) => {
                 let made = self.adopt_or_undo(&parent, name, caller, mode, false)?;
-                let found = self.found(made, parent.terms).inspect_err(|_| undo(&parent.fd, name, false))?;
+                let found = self.found(made, &parent).inspect_err(|_| undo(&parent.fd, name, false))?;
                 Ok((found, file))
             }
             // Somebody else made it meanwhile.
             Err(rustix::io::Errno::EXIST) if flags & libc::O_EXCL == 0 => {
-                let found = self.found(op::find(&parent.fd, name)?, parent.terms)?;
+                let found = self.found(op::find(&parent.fd, name)?, &parent)?;
                 let opened = self.open(found.node, flags);
                 opened.map(|file| (found, file)).inspect_err(|_| self.forget(found.node, 1))
             }
@@ -313,7 +324,7 @@ impl FileAccess for Broker {
             return Err(errno(libc::EXDEV));
         }
         linkat(&node.fd, c"", &parent.fd, name, AtFlags::EMPTY_PATH)?;
-        let linked = op::find(&parent.fd, name).and_then(|linked| self.found(linked, parent.terms));
+        let linked = op::find(&parent.fd, name).and_then(|linked| self.found(linked, &parent));
         linked.inspect_err(|_| undo(&parent.fd, name, false))
     }
 

@@ -43,6 +43,48 @@ fn is_root() -> bool {
 }
 
 #[test]
+fn a_file_is_shared_without_its_neighbours() {
+    let (broker, _, dir) = shared(false);
+    fs::write(dir.path().join("file"), "content").unwrap();
+    let share = Share { name: "f".to_owned(), read_only: true, exclusive: false };
+    broker.add_share(&share, directory(&dir.path().join("file"))).unwrap();
+    let found = broker.lookup(ROOT, c"f").unwrap();
+    assert_eq!((found.attributes.size, found.mount), (7, false));
+    let mut content = String::new();
+    io::Read::read_to_string(&mut fs::File::from(broker.open(found.node, libc::O_RDONLY).unwrap()), &mut content)
+        .unwrap();
+    assert_eq!(content, "content");
+    assert_eq!(errno_of(broker.open(found.node, libc::O_WRONLY)), Some(libc::EROFS));
+    // It is no directory: nothing is found below it, and nothing beside it.
+    assert_eq!(errno_of(broker.lookup(found.node, c"file")), Some(libc::ENOTDIR));
+    assert_eq!(errno_of(broker.lookup(found.node, c"..")), Some(libc::EINVAL));
+    let handle = broker.open_directory(ROOT).unwrap();
+    let entries = broker.read_directory(handle, 0, 4096).unwrap();
+    let kinds: Vec<_> = entries.iter().map(|entry| (entry.name.as_slice(), entry.kind)).collect();
+    assert_eq!(kinds, [(&b"f"[..], libc::DT_REG), (b"s", libc::DT_DIR)]);
+}
+
+#[test]
+fn another_file_system_is_told_and_the_kernels_own_are_not_shown() {
+    let broker = Broker::new().unwrap();
+    let share = Share { name: "all".to_owned(), read_only: true, exclusive: false };
+    broker.add_share(&share, directory(Path::new("/"))).unwrap();
+    let root = broker.lookup(ROOT, c"all").unwrap();
+    // A share is a file system of its own, whatever it is on the host.
+    assert!(root.mount);
+    for name in [c"proc", c"sys"] {
+        assert_eq!(errno_of(broker.lookup(root.node, name)), Some(libc::EACCES), "{name:?}");
+    }
+    // `/dev` is one wherever this runs, `/` is in its own.
+    let device = |path| fs::metadata(path).unwrap().dev();
+    assert_ne!(device("/dev"), device("/"));
+    for (name, path) in [(c"usr", "/usr"), (c"dev", "/dev")] {
+        let found = broker.lookup(root.node, name).unwrap();
+        assert_eq!(found.mount, device(path) != device("/"), "{path}");
+    }
+}
+
+#[test]
 fn a_share_is_an_entry_of_the_root() {
     let (broker, _, dir) = shared(false);
     let share = Share { name: "s".to_owned(), read_only: false, exclusive: true };
@@ -51,10 +93,8 @@ fn a_share_is_an_entry_of_the_root() {
         let share = Share { name: name.to_owned(), ..share.clone() };
         assert!(matches!(broker.add_share(&share, directory(dir.path())), Err(ShareError::Name(_))), "{name:?}");
     }
-    fs::write(dir.path().join("file"), "").unwrap();
     let share = Share { name: "t".to_owned(), ..share };
-    let file = directory(&dir.path().join("file"));
-    assert!(matches!(broker.add_share(&share, file), Err(ShareError::NotADirectory(_))));
+    assert!(matches!(broker.add_share(&share, directory(Path::new("/dev/null"))), Err(ShareError::Kind(_))));
     let handle = broker.open_directory(ROOT).unwrap();
     let entries = broker.read_directory(handle, 0, 4096).unwrap();
     assert_eq!(entries.len(), 1);

@@ -17,6 +17,8 @@ pub(crate) struct Node {
     pub(crate) fd: Arc<OwnedFd>,
     /// What it was when it was found: an inode does not change its type.
     pub(crate) kind: FileType,
+    /// The device number of its file system.
+    pub(crate) device: u64,
     pub(crate) terms: Terms,
 }
 
@@ -53,8 +55,8 @@ impl Nodes {
     }
 
     /// Counts a reference to a file that was found, and returns its number.
-    pub(crate) fn add(&mut self, node: Node, device: u64, inode: u64) -> io::Result<u64> {
-        let identity = (node.terms.number, device, inode);
+    pub(crate) fn add(&mut self, node: Node, inode: u64) -> io::Result<u64> {
+        let identity = (node.terms.number, node.device, inode);
         if let Some(number) = self.by_identity.get(&identity) {
             if let Some(known) = self.known.get_mut(number) {
                 known.references = known.references.saturating_add(1);

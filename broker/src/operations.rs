@@ -161,7 +161,8 @@ pub(crate) fn read_directory(fd: &OwnedFd, offset: u64, bytes: usize) -> io::Res
     Ok(entries)
 }
 
-fn kind(kind: rustix::fs::FileType) -> u8 {
+/// DT_* of readdir(3).
+pub(crate) fn kind(kind: rustix::fs::FileType) -> u8 {
     use rustix::fs::FileType;
     match kind {
         FileType::RegularFile => libc::DT_REG,
@@ -182,6 +183,13 @@ pub(crate) fn statistics(fd: BorrowedFd<'_>) -> io::Result<Statistics> {
         blocks: [stat.f_blocks, stat.f_bfree, stat.f_bavail],
         inodes: [stat.f_files, stat.f_ffree, stat.f_favail],
     })
+}
+
+/// Whether this is of a file system that shows the host's kernel and processes: a guest has its own, and through
+/// `/proc` of the host it would reach this process.
+pub(crate) fn is_of_the_kernel(fd: &OwnedFd) -> io::Result<bool> {
+    let magic = rustix::fs::fstatfs(fd)?.f_type;
+    Ok(husk_protocol::files::KERNEL_FILE_SYSTEMS.contains(&magic))
 }
 
 /// Finds `name` below `parent` without following a link.

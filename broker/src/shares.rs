@@ -1,4 +1,4 @@
-//! The directories of the host that a guest sees.
+//! The directories and files of the host that a guest sees.
 
 use std::io;
 
@@ -14,9 +14,9 @@ pub enum ShareError {
     /// There is none.
     #[error("share {0:?}: there is none")]
     NotFound(String),
-    /// The descriptor is not a directory's.
-    #[error("share {0:?}: its descriptor is not a directory's")]
-    NotADirectory(String),
+    /// The descriptor is of something that cannot be shared.
+    #[error("share {0:?}: its descriptor is neither a directory's nor a regular file's")]
+    Kind(String),
     /// The kernel's answer.
     #[error("share {name:?}: {cause}")]
     Io {

@@ -13,6 +13,20 @@ use serde::{Deserialize, Serialize};
 /// The directory whose entries are the shares.
 pub const ROOT: u64 = 1;
 
+/// File systems that show a kernel and its processes, by their numbers (linux/magic.h): a guest has its own, and the
+/// host's are never shared.
+pub const KERNEL_FILE_SYSTEMS: [i64; 9] = [
+    0x9fa0,      // PROC_SUPER_MAGIC
+    0x6265_6572, // SYSFS_MAGIC
+    0x6367_7270, // CGROUP2_SUPER_MAGIC
+    0x27_e0eb,   // CGROUP_SUPER_MAGIC
+    0x6462_6720, // DEBUGFS_MAGIC
+    0x7472_6163, // TRACEFS_MAGIC
+    0x7363_6673, // SECURITYFS_MAGIC
+    0xcafe_4a11, // BPF_FS_MAGIC
+    0x1cd1,      // DEVPTS_SUPER_MAGIC
+];
+
 /// `struct stat`, as far as a guest sees it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
@@ -56,6 +70,8 @@ pub struct Found {
     pub attributes: Attributes,
     /// Nobody else changes it: it may be cached without limit.
     pub exclusive: bool,
+    /// A directory where another file system begins: its inode numbers say nothing about those above.
+    pub mount: bool,
 }
 
 /// Who asks: owns what is made.

@@ -39,7 +39,8 @@ pub enum Request {
     Stop,
     /// Asks for counters.
     Metrics,
-    /// Adds a directory to the virtio-fs share, as an entry of its root. Descriptor: the directory (or a detached mount).
+    /// Adds a directory or a regular file to the virtio-fs device, as an entry of its root. Descriptor: the directory or
+    /// file (or a detached mount of it).
     AddShare(Share),
     /// Takes the named share back; the guest gets `ENOENT` or `ESTALE` from then on.
     RemoveShare {
@@ -64,7 +65,7 @@ pub struct MachineConfig {
     pub console_limit: u64,
 }
 
-/// A directory that the guest sees in its virtio-fs share.
+/// A directory or a regular file that the guest sees in its virtio-fs device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
     /// Entry of the share's root: one path component.

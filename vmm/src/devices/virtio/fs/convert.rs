@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fuse_backend_rs::abi::fuse_abi::{Attr, SetattrValid, stat64, statvfs64};
+use fuse_backend_rs::abi::fuse_abi::{ATTR_SUBMOUNT, Attr, SetattrValid, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{Context, Entry};
 use husk_protocol::files::{Attributes, Caller, Change, Found, SetTime, Statistics, Time};
 
@@ -54,6 +54,8 @@ pub fn entry(found: &Found) -> Entry {
         attr: stat(&found.attributes),
         attr_timeout: validity,
         entry_timeout: validity,
+        // The guest's kernel mounts what is there by itself, with a device number of its own.
+        attr_flags: if found.mount { ATTR_SUBMOUNT } else { 0 },
         ..Entry::default()
     }
 }

@@ -121,6 +121,7 @@ impl<A: FileAccess> FileSystem for Files<A> {
             | FsOptions::READDIRPLUS_AUTO
             | FsOptions::ATOMIC_O_TRUNC
             | FsOptions::CACHE_SYMLINKS
+            | FsOptions::SUBMOUNTS
             | FsOptions::INIT_EXT;
         Ok(capable & wanted)
     }
