@@ -15,6 +15,7 @@ use protobuf::{Message, MessageField};
 
 use crate::VERSION;
 use crate::args::Arguments;
+use crate::features::features;
 use crate::host::SOCKETS;
 
 /// Bytes of an input at most; containerd's own shims take as many.
@@ -49,6 +50,9 @@ pub enum BootstrapError {
     /// It is no message.
     #[error("the runtime options on the standard input are no protobuf Any: {0}")]
     Options(protobuf::Error),
+    /// The features cannot be said: a defect.
+    #[error("cannot say what a container can have: {0}")]
+    Features(oci_spec::OciSpecError),
 }
 
 /// What `start` was told.
@@ -177,15 +181,24 @@ fn info_for(options: &[u8]) -> Result<Vec<u8>, BootstrapError> {
         [] => MessageField::none(),
         bytes => MessageField::some(Any::parse_from_bytes(bytes).map_err(BootstrapError::Options)?),
     };
-    // No features: what a container can have is not enough yet for CRI to offer more by them. No annotations: mounts
-    // come to us mounted or as bind and overlay, never raw (`containerd.io/runtime-allow-mounts`).
+    // No annotations: mounts come to us mounted or as bind and overlay, never raw (`containerd.io/runtime-allow-mounts`).
     let info = RuntimeInfo {
         name: "io.containerd.husk.v2".to_owned(),
         version: MessageField::some(RuntimeVersion { version: VERSION.to_owned(), ..RuntimeVersion::default() }),
         options,
+        features: MessageField::some(told_features().map_err(BootstrapError::Features)?),
         ..RuntimeInfo::default()
     };
     info.write_to_bytes().map_err(BootstrapError::Options)
+}
+
+/// What a document may ask for, as containerd's Go types are marshalled: JSON behind a name.
+fn told_features() -> Result<Any, oci_spec::OciSpecError> {
+    Ok(Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/features/Features".to_owned(),
+        value: serde_json::to_vec(&features()?)?,
+        ..Any::default()
+    })
 }
 
 /// All of the standard input; nothing of a person's terminal.
@@ -295,6 +308,8 @@ mod tests {
         let info = RuntimeInfo::parse_from_bytes(&info_for(&[]).unwrap()).unwrap();
         assert_eq!((&*info.name, &*info.version.version), ("io.containerd.husk.v2", VERSION));
         assert!(info.options.is_none());
+        let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
+        assert!(features["mountOptions"].as_array().unwrap().contains(&"rro".into()), "{features}");
         let any = Any { type_url: "runtimeoptions.v1.Options".into(), ..Any::default() };
         let info = RuntimeInfo::parse_from_bytes(&info_for(&any.write_to_bytes().unwrap()).unwrap()).unwrap();
         assert_eq!(info.options.type_url, any.type_url);

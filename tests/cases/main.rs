@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod bench;
+mod binds;
 mod changes;
 mod check;
 mod document;

@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::ctr::must;
 
 /// The programs that tests use.
-const PROGRAMS: [&str; 42] = [
+const PROGRAMS: [&str; 45] = [
     "sh",
     "echo",
     "true",
@@ -51,6 +51,9 @@ const PROGRAMS: [&str; 42] = [
     "less",
     "md5sum",
     "awk",
+    "cp",
+    "tr",
+    "sort",
 ];
 
 /// Makes a root with busybox.

@@ -10,7 +10,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, open, openat, symlinkat};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use super::mounts::directory_below;
+use super::below::directory_below;
 use super::plan::{PlanError, below_root};
 use super::unprivileged::Nodes;
 

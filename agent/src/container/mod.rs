@@ -5,12 +5,14 @@
 //! (`docs/architecture.md`, "A container's init"). The clone prepares the container ([`init`]), says that it is ready,
 //! waits to be let go, and executes the program. An exec is a clone too ([`exec`]), which joins the init's namespaces.
 
+mod below;
 mod cgroup;
 mod clone;
 mod devices;
 mod exec;
 mod init;
 mod link;
+mod mount_options;
 mod mounts;
 mod oom;
 mod plan;
@@ -36,7 +38,7 @@ use tokio::io::AsyncWrite;
 
 pub use cgroup::{Cgroup, CgroupError};
 pub use oom::OomWatch;
-pub use plan::{Plan, PlanError, unapplied};
+pub use plan::{Plan, PlanError, Sources, unapplied};
 pub use process_plan::ProcessPlan;
 
 use self::clone::{Cloned, clone_beside, clone_into};
@@ -143,13 +145,15 @@ pub struct Container {
     waiting: Mutex<Option<Link>>,
 }
 
-/// Makes a container in `cgroup` whose root is the directory `root`; returns when its init waits to be let go.
+/// Makes a container in `cgroup` whose root is the directory `root` and whose bind mounts are of `sources`; returns when its
+/// init waits to be let go.
 ///
 /// # Errors
 /// Nothing of it is left then but the cgroup, which is the caller's.
 pub async fn create<S>(
     spec: Spec,
     root: &Path,
+    sources: Sources,
     streams: Streams<S>,
     cgroup: Cgroup,
     reaper: &Reaper,
@@ -157,7 +161,7 @@ pub async fn create<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let plan = Plan::new(spec)?;
+    let plan = Plan::new(spec, sources)?;
     for notice in plan.notices() {
         warn!("{notice}");
     }

@@ -5,16 +5,18 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
     unmount,
 };
 
+use super::below::{Missing, directory_below, place_below};
+use super::mount_options::{Attributes, Options};
 use super::plan::{Plan, below_root};
 use super::unprivileged::SYSFS;
 
@@ -57,75 +59,9 @@ pub(super) fn make_root_read_only() -> Result<(), String> {
     let attempt = || -> io::Result<()> {
         let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         // Whatever else holds for it stays: in a user namespace nothing of that can be taken away.
-        set_attributes(&root, MountAttrFlags::MOUNT_ATTR_RDONLY, 0)
+        set_attributes(&root, Attributes::READ_ONLY, 0)
     };
     attempt().map_err(|cause| format!("cannot make the root read-only: {cause}"))
-}
-
-/// Opens `path` below `root`; links are followed inside of it.
-fn open_below(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
-}
-
-/// Opens the directory `path` below `root`, and makes what is missing of it.
-pub(super) fn directory_below(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
-    match open_below(root, path, OFlags::PATH | OFlags::DIRECTORY) {
-        Err(rustix::io::Errno::NOENT) => {}
-        other => return Ok(other?),
-    }
-    let mut done = PathBuf::new();
-    for part in path.components() {
-        let parent = open_below(root, &done, OFlags::PATH | OFlags::DIRECTORY)?;
-        done.push(part);
-        match mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(cause) => return Err(cause.into()),
-        }
-    }
-    Ok(open_below(root, path, OFlags::PATH | OFlags::DIRECTORY)?)
-}
-
-/// What a mount's options mean.
-#[derive(Debug, PartialEq, Eq)]
-struct Options {
-    attributes: MountAttrFlags,
-    /// For the file system itself: key, and value if it has one.
-    data: Vec<(String, Option<String>)>,
-}
-
-impl Options {
-    fn parse(options: &[String]) -> Self {
-        let mut parsed = Self { attributes: MountAttrFlags::empty(), data: Vec::new() };
-        let atimes = MountAttrFlags::MOUNT_ATTR__ATIME;
-        for option in options {
-            let (set, clear) = match option.as_str() {
-                "ro" => (MountAttrFlags::MOUNT_ATTR_RDONLY, MountAttrFlags::empty()),
-                "nosuid" => (MountAttrFlags::MOUNT_ATTR_NOSUID, MountAttrFlags::empty()),
-                "nodev" => (MountAttrFlags::MOUNT_ATTR_NODEV, MountAttrFlags::empty()),
-                "noexec" => (MountAttrFlags::MOUNT_ATTR_NOEXEC, MountAttrFlags::empty()),
-                "nodiratime" => (MountAttrFlags::MOUNT_ATTR_NODIRATIME, MountAttrFlags::empty()),
-                "nosymfollow" => (MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW, MountAttrFlags::empty()),
-                "noatime" => (MountAttrFlags::MOUNT_ATTR_NOATIME, atimes),
-                "strictatime" => (MountAttrFlags::MOUNT_ATTR_STRICTATIME, atimes),
-                "relatime" => (MountAttrFlags::MOUNT_ATTR_RELATIME, atimes),
-                "rw" => (MountAttrFlags::empty(), MountAttrFlags::MOUNT_ATTR_RDONLY),
-                "suid" => (MountAttrFlags::empty(), MountAttrFlags::MOUNT_ATTR_NOSUID),
-                "dev" => (MountAttrFlags::empty(), MountAttrFlags::MOUNT_ATTR_NODEV),
-                "exec" => (MountAttrFlags::empty(), MountAttrFlags::MOUNT_ATTR_NOEXEC),
-                // A mount of its own has nobody to share with.
-                "defaults" | "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable"
-                | "runbindable" => continue,
-                other => {
-                    let (key, value) = other.split_once('=').map_or((other, None), |(key, value)| (key, Some(value)));
-                    parsed.data.push((key.to_owned(), value.map(str::to_owned)));
-                    continue;
-                }
-            };
-            parsed.attributes = parsed.attributes.difference(clear).union(set);
-        }
-        parsed
-    }
 }
 
 /// Mounts the document's file systems below the working directory.
@@ -135,38 +71,70 @@ impl Options {
 pub(super) fn mount_all(plan: &Plan) -> Result<(), String> {
     let root = rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|cause| format!("cannot open the container's root: {cause}"))?;
-    for mount in plan.mounts() {
-        mount_one(&root, mount, plan).map_err(|cause| {
-            let kind = mount.typ().as_deref().unwrap_or("none");
-            format!("cannot mount {kind} at {}: {cause}", mount.destination().display())
+    for (number, mount) in plan.mounts().iter().enumerate() {
+        mount_one(&root, number, mount, plan).map_err(|cause| {
+            let kind = match plan.source(number) {
+                Some(_) => mount.source().as_deref().unwrap_or(Path::new("")).display().to_string(),
+                None => mount.typ().clone().unwrap_or_default(),
+            };
+            format!("mounts[{number}]: cannot mount {kind} at {}: {cause}", mount.destination().display())
         })?;
     }
     Ok(())
 }
 
-fn mount_one(root: &OwnedFd, mount: &Mount, plan: &Plan) -> io::Result<()> {
+fn mount_one(root: &OwnedFd, number: usize, mount: &Mount, plan: &Plan) -> io::Result<()> {
     let kind = match mount.typ().as_deref().unwrap_or_default() {
         // The guest has version 2 alone.
         "cgroup" => "cgroup2",
         kind => kind,
     };
-    let at = directory_below(root, &below_root(mount.destination()))?;
     let options = Options::parse(mount.options().as_deref().unwrap_or_default());
-    let made = match kind {
-        // They belong to namespaces that are not the user namespace's.
-        "sysfs" if plan.ids().is_some() => bind(SYSFS, &options)?,
-        "cgroup2" if plan.ids().is_some() && !plan.has_namespace(libc::CLONE_NEWCGROUP) => bind(CGROUPS, &options)?,
-        _ => make(kind, mount, &options)?,
+    let destination = below_root(mount.destination());
+    let (made, at) = match plan.source(number) {
+        Some(source) => {
+            let tree = bind(source, &options, plan)?;
+            let missing = match FileType::from_raw_mode(fstat(&tree)?.st_mode) {
+                FileType::Directory => Missing::Directory,
+                _ => Missing::File,
+            };
+            (tree, place_below(root, &destination, missing)?)
+        }
+        None => {
+            let at = directory_below(root, &destination)?;
+            let made = match kind {
+                // They belong to namespaces that are not the user namespace's.
+                "sysfs" if plan.ids().is_some() => bind(Path::new(SYSFS), &options, plan)?,
+                "cgroup2" if plan.ids().is_some() && !plan.has_namespace(libc::CLONE_NEWCGROUP) => {
+                    bind(Path::new(CGROUPS), &options, plan)?
+                }
+                _ => make(kind, mount, &options)?,
+            };
+            (made, at)
+        }
     };
+    set_attributes(&made, options.recursive, libc::AT_RECURSIVE)?;
+    if let Some(propagation) = options.propagation {
+        set_propagation(&made, propagation)?;
+    }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(&made, "", &at, "", flags)?)
 }
 
 /// One more mount of what is mounted at `path` of the guest.
-fn bind(path: &str, options: &Options) -> io::Result<OwnedFd> {
-    let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    // When a file's access time changes cannot be another than in the guest, and does not matter to either of them.
-    set_attributes(&tree, options.attributes.difference(MountAttrFlags::MOUNT_ATTR__ATIME), 0)?;
+fn bind(path: &Path, options: &Options, plan: &Plan) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, path, flags)?;
+    let mut attributes = options.attributes;
+    // What holds for the guest's own mount holds here: the host's devices are nobody's in a guest.
+    attributes.clear = attributes.clear.difference(MountAttrFlags::MOUNT_ATTR_NODEV);
+    if plan.ids().is_some() {
+        // Nothing can be taken away in a user namespace; when a file's access time changes cannot be another than in the
+        // guest, and does not matter to either of them.
+        attributes.set = attributes.set.difference(MountAttrFlags::MOUNT_ATTR__ATIME);
+        attributes.clear = MountAttrFlags::empty();
+    }
+    set_attributes(&tree, attributes, 0)?;
     Ok(tree)
 }
 
@@ -184,7 +152,7 @@ fn make(kind: &str, mount: &Mount, options: &Options) -> io::Result<OwnedFd> {
         .map_err(|cause| io::Error::other(format!("option {key}: {cause}")))?;
     }
     fsconfig_create(context.as_fd())?;
-    Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes)?)
+    Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes.set)?)
 }
 
 /// Hides `path` of the container, which is the root already. One that does not exist needs no hiding.
@@ -197,7 +165,7 @@ pub(super) fn mask(path: &str) -> Result<(), String> {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
             other => other?,
         };
-        let is_directory = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode).is_dir();
+        let is_directory = FileType::from_raw_mode(fstat(&found)?.st_mode).is_dir();
         let cover = if is_directory {
             let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
             fsconfig_create(context.as_fd())?;
@@ -222,17 +190,35 @@ pub(super) fn make_read_only(path: &str) -> Result<(), String> {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
             other => other?,
         };
-        set_attributes(&tree, MountAttrFlags::MOUNT_ATTR_RDONLY, libc::AT_RECURSIVE)?;
+        set_attributes(&tree, Attributes::READ_ONLY, libc::AT_RECURSIVE)?;
         Ok(move_mount(&tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
     };
     attempt().map_err(|cause| format!("cannot make {path} read-only: {cause}"))
 }
 
-/// Adds to a mount's attributes, by `mount_setattr(2)`; with AT_RECURSIVE to those of all mounts in it.
-fn set_attributes(tree: &OwnedFd, set: MountAttrFlags, recursive: libc::c_int) -> io::Result<()> {
-    // SAFETY: all zeroes is a valid mount_attr: nothing is changed.
-    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
-    attributes.attr_set = u64::from(set.bits());
+/// Changes a mount's attributes; with AT_RECURSIVE those of all mounts in it.
+fn set_attributes(tree: &OwnedFd, attributes: Attributes, recursive: libc::c_int) -> io::Result<()> {
+    if attributes.is_empty() {
+        return Ok(());
+    }
+    mount_setattr(tree, attributes, 0, recursive)
+}
+
+/// Sets what happens to mounts that are made in it later.
+fn set_propagation(tree: &OwnedFd, propagation: MountPropagationFlags) -> io::Result<()> {
+    let recursive = if propagation.contains(MountPropagationFlags::REC) { libc::AT_RECURSIVE } else { 0 };
+    let kind = propagation.difference(MountPropagationFlags::REC);
+    mount_setattr(tree, Attributes::NONE, kind.bits().into(), recursive)
+}
+
+/// `mount_setattr(2)`.
+fn mount_setattr(tree: &OwnedFd, attributes: Attributes, propagation: u64, recursive: libc::c_int) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: attributes.set.bits().into(),
+        attr_clr: attributes.clear.bits().into(),
+        propagation,
+        userns_fd: 0,
+    };
     // SAFETY: the path is empty and terminated, the attributes valid and of this size, and the kernel only reads both.
     let result = unsafe {
         libc::syscall(
@@ -245,41 +231,4 @@ fn set_attributes(tree: &OwnedFd, set: MountAttrFlags, recursive: libc::c_int) -
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(options: &[&str]) -> Options {
-        Options::parse(&options.iter().map(|&option| option.to_owned()).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn options_are_attributes_or_the_file_systems_own() {
-        let parsed =
-            parse(&["nosuid", "strictatime", "mode=755", "size=65536k", "newinstance", "rprivate", "ro", "rw"]);
-        assert_eq!(parsed.attributes, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME);
-        let data: Vec<_> = parsed.data.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
-        assert_eq!(data, [("mode", Some("755")), ("size", Some("65536k")), ("newinstance", None)]);
-        // The last of the access times counts.
-        assert_eq!(parse(&["strictatime", "noatime"]).attributes, MountAttrFlags::MOUNT_ATTR_NOATIME);
-    }
-
-    #[test]
-    fn no_link_leads_out_of_the_root() {
-        let base = tempfile::tempdir().unwrap();
-        let root = base.path().join("root");
-        std::fs::create_dir_all(root.join("etc")).unwrap();
-        std::os::unix::fs::symlink("../../outside", root.join("etc/up")).unwrap();
-        std::os::unix::fs::symlink("/abs", root.join("link")).unwrap();
-        std::fs::create_dir(root.join("abs")).unwrap();
-        let root_fd = rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        // An absolute link is followed inside the root, a dangling one is an error, and nothing is made outside.
-        directory_below(&root_fd, Path::new("link/deep/er")).unwrap();
-        assert!(root.join("abs/deep/er").is_dir());
-        assert!(directory_below(&root_fd, Path::new("etc/up/x")).is_err());
-        assert!(!base.path().join("outside").exists() && !root.join("outside").exists());
-        directory_below(&root_fd, Path::new("")).unwrap();
-    }
 }

@@ -1,5 +1,6 @@
 //! What the OCI document asks for, checked: what cannot be done is refused here, before anything is made.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
@@ -42,8 +43,12 @@ pub struct Plan {
     /// With a user namespace.
     ids: Option<IdMappings>,
     devices: Vec<Node>,
+    sources: Sources,
     notices: Vec<&'static str>,
 }
+
+/// Where in the guest the sources of bind mounts are, by the number of the mount in the document.
+pub type Sources = BTreeMap<usize, PathBuf>;
 
 /// Limits of the document that are not applied yet: for the log.
 #[must_use]
@@ -81,11 +86,11 @@ impl Plan {
     ///
     /// # Errors
     /// See [`PlanError`].
-    pub fn new(spec: Spec) -> Result<Self, PlanError> {
+    pub fn new(spec: Spec, sources: Sources) -> Result<Self, PlanError> {
         let process = ProcessPlan::new(spec.process().clone().ok_or(PlanError::Missing("process"))?)?;
         let linux = spec.linux().clone().ok_or(PlanError::Missing("linux part"))?;
-        for mount in spec.mounts().iter().flatten() {
-            check_mount(mount)?;
+        for (number, mount) in spec.mounts().iter().flatten().enumerate() {
+            check_mount(number, mount, sources.contains_key(&number))?;
         }
         let namespaces = namespaces(&linux)?;
         let ids = ids(&linux, namespaces)?;
@@ -104,7 +109,7 @@ impl Plan {
             notices.push("hooks.createContainer and startContainer are not run yet");
         }
         notices.extend(linux.resources().as_ref().map(unapplied).unwrap_or_default());
-        Ok(Self { spec, process, linux, namespaces, ids, devices, notices })
+        Ok(Self { spec, process, linux, namespaces, ids, devices, sources, notices })
     }
 
     /// What is accepted and not done: for the log.
@@ -154,6 +159,11 @@ impl Plan {
 
     pub(super) fn mounts(&self) -> &[Mount] {
         self.spec.mounts().as_deref().unwrap_or_default()
+    }
+
+    /// Where the source of a bind mount is; none: the mount is of another type.
+    pub(super) fn source(&self, mount: usize) -> Option<&Path> {
+        self.sources.get(&mount).map(PathBuf::as_path)
     }
 
     pub(super) fn root_is_read_only(&self) -> bool {
@@ -206,18 +216,21 @@ fn ids(linux: &Linux, namespaces: u64) -> Result<Option<IdMappings>, PlanError> 
     Ok(None)
 }
 
-fn check_mount(mount: &Mount) -> Result<(), PlanError> {
+fn check_mount(number: usize, mount: &Mount, has_source: bool) -> Result<(), PlanError> {
     let destination = mount.destination();
+    let invalid =
+        |why| Err(PlanError::Invalid { what: format!("mounts[{number}], at {}", destination.display()), why });
     if destination.components().any(|part| part == Component::ParentDir) {
-        let what = format!("mount at {}", destination.display());
-        return Err(PlanError::Invalid { what, why: "the destination contains .." });
+        return invalid("the destination contains ..");
     }
     let kind = mount.typ().as_deref().unwrap_or_default();
     let options = mount.options().as_deref().unwrap_or_default();
-    if kind == "bind" || options.iter().any(|option| option == "bind" || option == "rbind") {
-        let source = mount.source().clone().unwrap_or_default();
-        let what = format!("mount of {} at {}", source.display(), destination.display());
-        return Err(PlanError::Refused { what, remedy: " yet: files of the host cannot be mounted" });
+    let is_bind = kind == "bind" || options.iter().any(|option| option == "bind" || option == "rbind");
+    if is_bind != has_source {
+        return invalid("a bind mount has a source that the guest was given, and no other mount has");
+    }
+    if kind.is_empty() && !is_bind {
+        return invalid("it has no type, and is no bind mount");
     }
     Ok(())
 }

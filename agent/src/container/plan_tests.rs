@@ -17,13 +17,18 @@ fn document(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
     serde_json::from_value(json).unwrap()
 }
 
+/// The plan of a document without bind mounts.
+fn planned(spec: Spec) -> Result<Plan, PlanError> {
+    Plan::new(spec, Sources::new())
+}
+
 fn refusal(change: impl FnOnce(&mut serde_json::Value)) -> String {
-    Plan::new(document(change)).expect_err("refused").to_string()
+    planned(document(change)).expect_err("refused").to_string()
 }
 
 #[test]
 fn an_ordinary_document_is_a_plan() {
-    let plan = Plan::new(document(|_| {})).unwrap();
+    let plan = planned(document(|_| {})).unwrap();
     assert!(plan.has_namespace(libc::CLONE_NEWPID) && plan.has_namespace(libc::CLONE_NEWNS));
     assert!(!plan.has_namespace(libc::CLONE_NEWNET) && !plan.has_namespace(libc::CLONE_NEWUTS));
     assert_eq!(plan.process().limits(), [(libc::RLIMIT_NOFILE, 10, 20)]);
@@ -48,7 +53,12 @@ fn what_cannot_be_is_refused_by_name() {
         d["mounts"] =
             serde_json::json!([{ "destination": "/x", "type": "bind", "source": "/etc", "options": ["rbind"] }]);
     };
-    assert!(refusal(bind).contains("mount of /etc at /x"));
+    assert!(refusal(bind).contains("mounts[0], at /x: a bind mount has a source"));
+    let none = |d: &mut serde_json::Value| d["mounts"] = serde_json::json!([{ "destination": "/x" }]);
+    assert!(refusal(none).contains("mounts[0], at /x: it has no type"));
+    let source = Sources::from([(0, PathBuf::from("/run/husk/shares/x"))]);
+    // The document's first mount is /proc.
+    assert!(Plan::new(document(|_| {}), source).unwrap_err().to_string().contains("no other mount has"));
     let up = |d: &mut serde_json::Value| {
         d["mounts"] = serde_json::json!([{ "destination": "/../x", "type": "tmpfs" }]);
     };
@@ -72,7 +82,7 @@ fn mapping(inside: u32, outside: u32, size: u32) -> serde_json::Value {
 #[test]
 fn ids_of_a_user_namespace_are_the_guests_by_its_mappings() {
     let users = serde_json::json!([mapping(0, 1000, 10), mapping(10, 5000, 5)]);
-    let plan = Plan::new(document(|d| {
+    let plan = planned(document(|d| {
         mapped(&users)(d);
         d["process"]["user"] = serde_json::json!({ "uid": 14, "gid": 7, "additionalGids": [65535] });
     }));
@@ -82,7 +92,7 @@ fn ids_of_a_user_namespace_are_the_guests_by_its_mappings() {
     let users = [0, 9, 10, 14, 15, u32::MAX].map(|id| ids.user(id));
     assert_eq!(users, [Some(1000), Some(1009), Some(5000), Some(5004), None, None]);
     assert_eq!((ids.group(65535), ids.group(65536)), (Some(65535), None));
-    assert!(Plan::new(document(|_| {})).unwrap().ids().is_none());
+    assert!(planned(document(|_| {})).unwrap().ids().is_none());
 }
 
 #[test]
@@ -126,7 +136,7 @@ fn mappings_that_cannot_be_are_refused() {
 
 #[test]
 fn what_is_not_applied_is_said() {
-    let plan = Plan::new(document(|d| {
+    let plan = planned(document(|d| {
         d["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
         d["process"]["apparmorProfile"] = "cri-containerd.apparmor.d".into();
         d["hooks"] = serde_json::json!({ "createContainer": [{ "path": "/bin/true" }] });

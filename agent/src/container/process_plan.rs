@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use husk_protocol::document::CAPABILITIES;
 use oci_spec::runtime::{Capability, PosixRlimitType, Process};
 use rustix::thread::CapabilitySet;
 
@@ -118,51 +119,6 @@ fn resource(kind: PosixRlimitType) -> libc::__rlimit_resource_t {
     }
 }
 
-/// Names in the order of their numbers (linux/capability.h).
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// All that the bounding set can hold.
 pub(super) fn all_capabilities() -> impl Iterator<Item = CapabilitySet> {
     (0..CAPABILITIES.len()).map(|number| CapabilitySet::from_bits_retain(1 << number))
@@ -170,6 +126,6 @@ pub(super) fn all_capabilities() -> impl Iterator<Item = CapabilitySet> {
 
 fn capability(capability: Capability) -> CapabilitySet {
     let name = capability.to_string();
-    let number = CAPABILITIES.iter().position(|known| *known == name);
+    let number = CAPABILITIES.iter().position(|known| known.strip_prefix("CAP_") == Some(&*name));
     number.map_or(CapabilitySet::empty(), |number| CapabilitySet::from_bits_retain(1 << number))
 }

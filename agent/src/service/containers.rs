@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use super::execs::Execs;
 use super::{Service, ServiceError, component, nonces};
 use crate::boot::{self, POD_CGROUP, SHARES};
-use crate::container::{self, Cgroup, Container, OomWatch, signal_from};
+use crate::container::{self, Cgroup, Container, OomWatch, Sources, signal_from};
 use crate::events::{Events, Exited};
 use crate::reaper::Exit;
 use crate::stdio::{self, Outputs};
@@ -89,8 +89,13 @@ impl<D: Dial> Service<D> {
 
     /// Makes a container; what was made of a failed one is gone.
     async fn make(&self, request: CreateContainerRequest) -> Result<Arc<Member>, ServiceError> {
-        let CreateContainerRequest { id, oci_spec, root_share, streams, .. } = request;
+        let CreateContainerRequest { id, oci_spec, root_share, streams, volumes, .. } = request;
         component("root share", &root_share)?;
+        let mut sources = Sources::new();
+        for volume in &volumes {
+            component("share of a mount", &volume.share)?;
+            sources.insert(volume.mount as usize, Path::new(SHARES).join(&volume.share));
+        }
         let spec: Spec = serde_json::from_slice(&oci_spec)
             .map_err(|cause| ServiceError::Invalid(format!("container {id}: its OCI document: {cause}")))?;
         self.mount_shares()?;
@@ -101,7 +106,7 @@ impl<D: Dial> Service<D> {
         let cgroup = Cgroup::create(Path::new(POD_CGROUP), &id)
             .map_err(|cause| ServiceError::Cgroup { id: id.clone(), cause })?;
         let root = Path::new(SHARES).join(root_share);
-        match container::create(spec, &root, streams, cgroup.clone(), &self.reaper).await {
+        match container::create(spec, &root, sources, streams, cgroup.clone(), &self.reaper).await {
             Ok((container, exit, outputs)) => {
                 let member = Arc::new(Member { container, execs: Execs::default() });
                 tokio::spawn(watch(id, Arc::clone(&member), exit, outputs, Arc::clone(&self.events)));

@@ -144,7 +144,7 @@ fn overlay(attempt: Attempt) -> Point {
 fn detached_mount() -> Attempt {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = open_tree(rustix::fs::CWD, "/", flags)?;
-    husk_shim::rootfs::restrict(&mount)
+    husk_shim::host::mount::restrict(&mount, false)
         .map_err(|cause| cause.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
 }
 

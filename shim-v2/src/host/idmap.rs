@@ -1,16 +1,17 @@
-//! The ids of a snapshot's files as a user namespace has them: `uidmap=` and `gidmap=` of containerd's overlayfs, which
-//! asks for them where the kernel can map a mount (mount_setattr(2), "ID-mapped mounts").
+//! Mounts whose files have the ids that a user namespace gives them (mount_setattr(2), "ID-mapped mounts"): roots, where
+//! containerd's overlayfs asks for it with `uidmap=` and `gidmap=`, and bind mounts with mappings in the document.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
+use oci_spec::runtime::{LinuxIdMapping, Mount};
 use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::set_attributes;
+use super::mount::set_attributes;
 
 /// The mappings of a mount.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +37,25 @@ impl IdMap {
         }
     }
 
+    /// The mappings of a mount of the runtime document (config.md, "uidMappings" of mounts).
+    ///
+    /// # Errors
+    /// Why they are none.
+    pub fn of_mount(mount: &Mount) -> Result<Option<Self>, &'static str> {
+        let lines = |mappings: &[LinuxIdMapping]| -> String {
+            let line = |one: &LinuxIdMapping| format!("{} {} {}\n", one.container_id(), one.host_id(), one.size());
+            mappings.iter().map(line).collect()
+        };
+        let list = |mappings: &Option<Vec<LinuxIdMapping>>| lines(mappings.as_deref().unwrap_or_default());
+        match (list(mount.uid_mappings()), list(mount.gid_mappings())) {
+            (users, groups) if users.is_empty() && groups.is_empty() => Ok(None),
+            (users, groups) if users.is_empty() || groups.is_empty() => {
+                Err("its uidMappings and gidMappings belong together")
+            }
+            (users, groups) => Ok(Some(Self { users, groups })),
+        }
+    }
+
     /// Whether an option is one of these mappings, which the file system knows nothing of.
     pub fn has(option: &str) -> bool {
         option.starts_with("uidmap=") || option.starts_with("gidmap=")
@@ -46,16 +66,24 @@ impl IdMap {
     /// # Errors
     /// The step and the kernel's answer: not every file system can be mapped.
     pub fn mount(&self, source: &Path, target: &Path, read_only: bool) -> io::Result<()> {
-        let step =
-            |what: &'static str| move |cause: io::Error| io::Error::new(cause.kind(), format!("{what}: {cause}"));
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(CWD, source, flags).map_err(io::Error::from).map_err(step("open it"))?;
-        let namespace = self.namespace().map_err(step("make a user namespace for its ids"))?;
-        let attributes = libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-        set_attributes(&tree, attributes, Some(&namespace))
-            .map_err(step("map its ids (does its file system have ID-mapped mounts?)"))?;
+        self.apply(&tree, false)?;
+        if read_only {
+            set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, None, false).map_err(step("make it read-only"))?;
+        }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&tree, "", CWD, target, flags).map_err(io::Error::from).map_err(step("mount it"))
+    }
+
+    /// Maps the ids of a detached mount, and of those in it if `recursive`.
+    ///
+    /// # Errors
+    /// The step and the kernel's answer: not every file system can be mapped.
+    pub fn apply(&self, tree: &OwnedFd, recursive: bool) -> io::Result<()> {
+        let namespace = self.namespace().map_err(step("make a user namespace for its ids"))?;
+        set_attributes(tree, libc::MOUNT_ATTR_IDMAP, Some(&namespace), recursive)
+            .map_err(step("map its ids (does its file system have ID-mapped mounts?)"))
     }
 
     /// A user namespace with these mappings: that of a child, which lives until it is opened.
@@ -88,6 +116,10 @@ impl IdMap {
         }
         opened
     }
+}
+
+fn step(what: &'static str) -> impl Fn(io::Error) -> io::Error {
+    move |cause| io::Error::new(cause.kind(), format!("{what}: {cause}"))
 }
 
 /// containerd's `0:1000:10,10:2000:5` as the kernel takes it.

@@ -4,7 +4,9 @@
 pub mod cgroup;
 pub mod file;
 pub mod hooks;
+pub mod idmap;
 pub mod logging;
+pub mod mount;
 pub mod namespace;
 pub mod process;
 pub mod state;

@@ -1,19 +1,20 @@
 //! A container's root as a directory that the guest can be given: a detached mount, which no table of mounts shows and
 //! which is gone with the last descriptor of it.
 
-mod idmap;
 mod mounts;
 mod path;
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::Spec;
 use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::host::mount;
 
 /// Why there is no root.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +56,11 @@ pub fn open(mounts: &[Mount], spec: &Spec, bundle: &Path, scratch: &Path) -> Res
     } else {
         mounts::open(mounts, scratch)?
     };
-    restrict(&root).map_err(|cause| RootfsError::Io { what: "restrict the root", path: scratch.to_owned(), cause })?;
+    mount::restrict(&root, false).map_err(|cause| RootfsError::Io {
+        what: "restrict the root",
+        path: scratch.to_owned(),
+        cause,
+    })?;
     Ok(root)
 }
 
@@ -67,38 +72,6 @@ fn detach(path: &Path) -> Result<OwnedFd, RootfsError> {
         path: path.to_owned(),
         cause: cause.into(),
     })
-}
-
-/// What is in the mount means nothing to the host: no set-user-ID program, no device, no link is followed there. The
-/// guest sees all of them.
-///
-/// # Errors
-/// The mount is not detached, or the kernel is older than 5.14.
-pub fn restrict(root: &OwnedFd) -> io::Result<()> {
-    set_attributes(root, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSYMFOLLOW, None)
-}
-
-/// Adds to a mount's attributes; MOUNT_ATTR_IDMAP takes a user namespace.
-fn set_attributes(root: &OwnedFd, set: u64, namespace: Option<&OwnedFd>) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: set,
-        attr_clr: 0,
-        propagation: 0,
-        // An open descriptor's number is not negative.
-        userns_fd: namespace.map_or(0, |namespace| u64::from(namespace.as_raw_fd().unsigned_abs())),
-    };
-    // SAFETY: the path is an empty C string and the structure is as large as it says; both outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            root.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A path for the kernel.

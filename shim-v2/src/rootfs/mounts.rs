@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
-use super::idmap::IdMap;
 use super::{RootfsError, c_path, detach};
 use crate::host::ROOTFS;
+use crate::host::idmap::IdMap;
 
 /// Longest options of mount(2): a page with its zero.
 const LONGEST_OPTIONS: usize = 4095;

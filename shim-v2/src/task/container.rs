@@ -38,8 +38,8 @@ pub struct Made {
     pub stub: Child,
     /// Its init's process id in the guest.
     pub guest_pid: u32,
-    /// The name of its root's share.
-    pub share: String,
+    /// The names of its shares: its root's, and those of its bind mounts.
+    pub shares: Vec<String>,
     /// It is all there is in the pod.
     pub lone: bool,
     /// What its document wants to be run on the host.

@@ -1,12 +1,12 @@
 //! Create: from containerd's request to a container that waits for Start.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ProcessStdio};
 use std::sync::Arc;
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use husk_protocol::agent::CreateContainerRequest;
+use husk_protocol::agent::{self, CreateContainerRequest};
 use husk_protocol::control::Share;
 use husk_protocol::runtimeoptions;
 use log::{info, warn};
@@ -26,6 +26,7 @@ use crate::host::installed;
 use crate::host::process::{Child, Inheritance, Network};
 use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
+use crate::volumes::{self, Volume};
 use crate::{VERSION, rootfs};
 
 /// What CRI says of a container: `sandbox`, or `container` in one.
@@ -67,22 +68,32 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     // The guest boots while the host's side is made.
     let host = async {
         let root = rootfs::open(&request.rootfs, &spec, &bundle, pod.directory())?;
+        let volumes = volumes::open(&spec, &bundle)?;
         let stub = spawn_stub(&spec, &hooks)?;
-        Ok::<_, TaskError>((root, stub))
+        Ok::<_, TaskError>((root, volumes, stub))
     };
     let (sandbox, host) = tokio::join!(pod.sandbox_for(&spec, &config), host);
-    let (sandbox, (root, stub)) = (sandbox?, host?);
+    let (sandbox, (root, volumes, stub)) = (sandbox?, host?);
     pod.adopt(id, &stub)?;
     let lone = spec.annotations().as_ref().is_none_or(|annotations| !annotations.contains_key(CONTAINER_TYPE));
-    let share = Share { name: format!("root-{id}"), read_only: false, exclusive: true };
-    let share_name = share.name.clone();
+    let mut shares = Vec::with_capacity(1 + volumes.len());
     let made = async {
         // Before the guest looks at the root, and keeps what it has seen: a hook may change it.
         hooks.create(stub.pid()).await?;
-        sandbox.machine.add_share(share, &root).await?;
-        in_guest(pod, sandbox, &bundle, id, document, &share_name, &names).await
+        let volumes = share(sandbox, id, &root, &volumes, &mut shares).await?;
+        let request = CreateContainerRequest {
+            id: id.to_owned(),
+            oci_spec: document,
+            root_share: root_share(id),
+            volumes,
+            ..CreateContainerRequest::default()
+        };
+        in_guest(pod, sandbox, &bundle, request, &names).await
     };
-    let (stdio, guest_pid) = match made.await {
+    let made = made.await;
+    // What hangs on them is in the VMM now.
+    drop((root, volumes));
+    let (stdio, guest_pid) = match made {
         Ok(made) => made,
         Err(cause) => {
             // A hook comes before the guest; refused is not made; after any other failure it may have it all the same.
@@ -91,11 +102,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
             {
                 warn!(container = id, stage = "create"; "{cause}");
             }
-            if !matches!(cause, TaskError::Hook(_))
-                && let Err(cause) = sandbox.machine.remove_share(&share_name).await
-            {
-                warn!(container = id, stage = "create"; "{cause}");
-            }
+            sandbox.machine.remove_shares(&shares).await;
             drop(stub);
             hooks.poststop().await;
             return Err(cause);
@@ -105,8 +112,37 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     info!(container = id, stage = "create"; "the container is made");
     let init = Process::new(names);
     init.opened(stdio);
-    let made = Made { id: id.to_owned(), bundle, stub, guest_pid, share: share_name, lone, hooks };
+    let made = Made { id: id.to_owned(), bundle, stub, guest_pid, shares, lone, hooks };
     Ok(Container::new(made, init))
+}
+
+/// The name of a root's share.
+fn root_share(id: &str) -> String {
+    format!("root-{id}")
+}
+
+/// Shares the root and the sources of the bind mounts with the guest, and says which share is which mount's. `shares` has
+/// the names of those that were made, also when this fails.
+async fn share(
+    sandbox: &Sandbox,
+    id: &str,
+    root: &OwnedFd,
+    volumes: &[Volume],
+    shares: &mut Vec<String>,
+) -> Result<Vec<agent::Volume>, TaskError> {
+    let root_share = Share { name: root_share(id), read_only: false, exclusive: true };
+    sandbox.machine.add_share(root_share.clone(), root).await?;
+    shares.push(root_share.name);
+    let mut told = Vec::with_capacity(volumes.len());
+    for Volume { mount, source, read_only } in volumes {
+        // The host's files are the host's: others change them too.
+        let share = Share { name: format!("mount-{mount}-{id}"), read_only: *read_only, exclusive: false };
+        sandbox.machine.add_share(share.clone(), source).await?;
+        shares.push(share.name.clone());
+        let mount = u32::try_from(*mount).unwrap_or(u32::MAX);
+        told.push(agent::Volume { mount, share: share.name, ..agent::Volume::default() });
+    }
+    Ok(told)
 }
 
 /// The container inside the guest: its streams, and its init's process id there.
@@ -114,20 +150,12 @@ async fn in_guest(
     pod: &Pod,
     sandbox: &Arc<Sandbox>,
     bundle: &Path,
-    id: &str,
-    document: Vec<u8>,
-    share: &str,
+    request: CreateContainerRequest,
     names: &Names,
 ) -> Result<(Stdio, u32), TaskError> {
-    let owner = Owner { id, namespace: pod.publisher.namespace(), bundle };
+    let owner = Owner { id: &request.id, namespace: pod.publisher.namespace(), bundle };
     let (stdio, streams) = Stdio::open(names, owner, sandbox.machine.streams()).await?;
-    let request = CreateContainerRequest {
-        id: id.to_owned(),
-        oci_spec: document,
-        root_share: share.to_owned(),
-        streams: MessageField::some(streams),
-        ..CreateContainerRequest::default()
-    };
+    let request = CreateContainerRequest { streams: MessageField::some(streams), ..request };
     match sandbox.agent.create_container(request).await {
         Ok(pid) => Ok((stdio, pid)),
         Err(cause) => Err(sandbox.machine.blame(cause).await.map_or_else(TaskError::Agent, TaskError::Ended)),

@@ -10,6 +10,7 @@ use crate::host::hooks::HookError;
 use crate::host::host_remedy;
 use crate::rootfs::RootfsError;
 use crate::vm::{AgentError, BootError, ControlError, Ended, SizeError};
+use crate::volumes::VolumeError;
 
 /// What a call answers.
 pub type Result<T> = std::result::Result<T, TaskError>;
@@ -102,6 +103,9 @@ pub enum TaskError {
     /// The root.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// A bind mount.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The streams.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -135,6 +139,8 @@ pub enum Stage {
     Host,
     /// The container's root.
     Rootfs,
+    /// What of the host's the container mounts.
+    Mounts,
     /// The virtual machine, up to its first instruction.
     Machine,
     /// The guest, up to the agent's answer.
@@ -154,6 +160,7 @@ impl Stage {
             Self::Configuration => "configuration",
             Self::Host => "host",
             Self::Rootfs => "rootfs",
+            Self::Mounts => "mounts",
             Self::Machine => "machine",
             Self::Boot => "boot",
             Self::Container => "container",
@@ -179,6 +186,7 @@ impl TaskError {
             Self::Hook(_) => (Code::UNKNOWN, Some(Stage::Hook)),
             Self::Config(_) => (Code::INVALID_ARGUMENT, Some(Stage::Configuration)),
             Self::Rootfs(_) => (Code::INVALID_ARGUMENT, Some(Stage::Rootfs)),
+            Self::Volume(_) => (Code::INVALID_ARGUMENT, Some(Stage::Mounts)),
             Self::Size(_) => (Code::INVALID_ARGUMENT, Some(Stage::Machine)),
             Self::Pod(_) | Self::Cgroup(_) | Self::Host { .. } => (Code::UNKNOWN, Some(Stage::Host)),
             Self::Control(_) | Self::Ended(_) => (Code::UNKNOWN, Some(Stage::Machine)),
@@ -205,6 +213,7 @@ impl TaskError {
             | Self::Host { cause, .. }
             | Self::Cgroup(CgroupError::Io { cause, .. })
             | Self::Rootfs(RootfsError::Io { cause, .. })
+            | Self::Volume(VolumeError::Io { cause, .. })
             | Self::Stdio(StdioError::Open { cause, .. }) => return host_remedy(cause),
             Self::Ended(ended) => return ended.remedy(),
             Self::Agent(AgentError::Timeout { .. }) => "the guest hangs, or its limits are too low for what it does",

@@ -273,9 +273,7 @@ impl Life {
             if let Err(cause) = sandbox.agent.remove_container(id).await {
                 warn!(container = id, stage = "delete"; "{cause}");
             }
-            if let Err(cause) = sandbox.machine.remove_share(&container.share).await {
-                warn!(container = id, stage = "delete"; "{cause}");
-            }
+            sandbox.machine.remove_shares(&container.shares).await;
         }
         container.hooks.poststop().await;
         let answer = answer(container.stub.pid(), Some(exit));

@@ -306,21 +306,22 @@ impl Machine {
         }
     }
 
-    /// Lets the guest see a directory.
+    /// Lets the guest see a directory or a file.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn add_share(&self, share: Share, directory: &OwnedFd) -> Result<(), ControlError> {
-        self.control.ask("share a directory", Request::AddShare(share), &[directory.as_fd()]).await.map(drop)
+    pub async fn add_share(&self, share: Share, shared: &OwnedFd) -> Result<(), ControlError> {
+        self.control.ask("share files", Request::AddShare(share), &[shared.as_fd()]).await.map(drop)
     }
 
-    /// Takes a directory away from the guest.
-    ///
-    /// # Errors
-    /// See [`ControlError`].
-    pub async fn remove_share(&self, name: &str) -> Result<(), ControlError> {
-        let request = Request::RemoveShare { name: name.to_owned() };
-        self.control.ask("take a directory back", request, &[]).await.map(drop)
+    /// Takes directories and files away from the guest. What fails is told in the log: nobody waits for it.
+    pub async fn remove_shares(&self, names: &[String]) {
+        for name in names {
+            let request = Request::RemoveShare { name: name.clone() };
+            if let Err(cause) = self.control.ask("take files back", request, &[]).await {
+                warn!(stage = "host"; "share {name}: {cause}");
+            }
+        }
     }
 
     /// The VMM's counters.
