@@ -19,6 +19,10 @@ pub const NEW_ROOT: &str = "/run/husk/root";
 /// Controllers that containers get, as far as the kernel has them.
 const CONTROLLERS: &str = "+cpu +cpuset +memory +io +pids +hugetlb";
 
+/// As systemd mounts it on hosts, so that containers find what they have there: a cgroup namespace is a limit that its own
+/// processes cannot change (`nsdelegate`), and what protects a group's memory protects the groups below it.
+const CGROUP_OPTIONS: Option<&std::ffi::CStr> = Some(c"nsdelegate,memory_recursiveprot");
+
 /// A step of the boot that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what}: {cause}")]
@@ -42,7 +46,7 @@ pub fn prepare() -> Result<(), BootError> {
     mount("proc", "/proc", "proc", safe, none).map_err(step("mount /proc"))?;
     mount("sysfs", "/sys", "sysfs", safe, none).map_err(step("mount /sys"))?;
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, none).map_err(step("mount /dev"))?;
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", safe, none).map_err(step("mount /sys/fs/cgroup"))?;
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", safe, CGROUP_OPTIONS).map_err(step("mount /sys/fs/cgroup"))?;
     for directory in ["/run/husk", SHARES, NEW_ROOT, POD_CGROUP] {
         fs::create_dir(directory).map_err(step("make the agent's directories"))?;
     }

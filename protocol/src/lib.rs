@@ -1,6 +1,7 @@
 //! What two sides of husk share, and nothing else.
 //!
 //! * [`control`]: messages between the shim and the VMM on an inherited SEQPACKET socket, with descriptors;
+//! * [`cpus`]: lists of CPUs, as the OCI document has them;
 //! * [`document`]: words of the OCI runtime document;
 //! * [`files`]: the seam between the file device and whoever opens files for it;
 //! * [`streams`]: vsock ports that the agent dials, and the nonces that streams begin with;
@@ -10,6 +11,7 @@
 //! * [`runc`] (feature `rpc`): what clients say to runc's shim.
 
 pub mod control;
+pub mod cpus;
 pub mod document;
 pub mod files;
 pub mod streams;

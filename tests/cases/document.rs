@@ -23,7 +23,7 @@ pub(crate) fn document(root: &Path, script: &str, change: impl FnOnce(&mut Value
 }
 
 /// The output of the document's process, with each runtime.
-fn both(root: &Path, script: &str, change: impl Fn(&mut Value)) -> (String, String) {
+pub(crate) fn both(root: &Path, script: &str, change: impl Fn(&mut Value)) -> (String, String) {
     let with = |id: &str, runtime: Runtime| {
         let file = document(root, script, |document| {
             change(document);

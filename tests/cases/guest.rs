@@ -119,15 +119,15 @@ fn a_cpu_quota_holds() {
 }
 
 #[test]
-fn a_privileged_container_has_the_hosts_device_names() {
+fn a_privileged_container_has_all_capabilities() {
     leaves_nothing(|| {
         let root = busybox();
         let run = Run::on_directory("privileged", root.path()).flags(&["--privileged"]);
-        let output = run.run(&["sh", "-c", "stat -c '%t %T' /dev/kvm; grep CapEff /proc/self/status"]);
+        let output = run.run(&["sh", "-c", "grep CapEff /proc/self/status"]);
         // All that the guest's kernel knows; the document asks for no more.
         let all = fs::read_to_string("/proc/self/status").unwrap();
         let all = all.lines().find(|line| line.starts_with("CapEff")).unwrap();
-        assert_eq!(output.text(), format!("a e8\n{all}\n"), "{}", output.errors());
+        assert_eq!(output.text(), format!("{all}\n"), "{}", output.errors());
     });
 }
 

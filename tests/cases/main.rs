@@ -24,6 +24,7 @@ mod logging;
 mod long;
 mod many;
 mod observe;
+mod resources;
 mod restart;
 mod sequences;
 mod stalls;

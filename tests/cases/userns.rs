@@ -19,7 +19,7 @@ const USER: u32 = 100_000;
 const GROUP: u32 = 200_000;
 
 /// Adds a user namespace to a document.
-fn mapped(document: &mut Value) {
+pub(crate) fn mapped(document: &mut Value) {
     let linux = &mut document["linux"];
     linux["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
     linux["uidMappings"] = json!([{ "containerID": 0, "hostID": USER, "size": 65536 }]);
@@ -34,7 +34,7 @@ fn give(path: &Path) {
 }
 
 /// A root that belongs to the container's user.
-fn root() -> TempDir {
+pub(crate) fn root() -> TempDir {
     let root = busybox();
     give(root.path());
     root

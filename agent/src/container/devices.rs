@@ -2,15 +2,19 @@
 //! "Dev symbolic links"), and those of the document.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, open, openat, symlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, major, makedev, minor, mknodat, open, openat, symlinkat,
+};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::below::directory_below;
+use super::numbers::Kind;
 use super::plan::{PlanError, below_root};
 use super::unprivileged::Nodes;
 
@@ -60,17 +64,18 @@ impl Node {
     }
 
     fn of(device: &LinuxDevice) -> Result<Self, PlanError> {
+        let invalid = |what: &str, why| PlanError::Invalid {
+            what: format!("the device {}: {what}", device.path().display()),
+            why,
+        };
         let kind = match device.typ() {
             LinuxDeviceType::B => FileType::BlockDevice,
             LinuxDeviceType::P => FileType::Fifo,
-            LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::A => FileType::CharacterDevice,
+            LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
+            LinuxDeviceType::A => return Err(invalid("type a", "it has to be c, b, u or p")),
         };
-        let number = |value: i64| {
-            u32::try_from(value).map_err(|_| PlanError::Invalid {
-                what: format!("the device {}: number {value}", device.path().display()),
-                why: "no device has it",
-            })
-        };
+        let number =
+            |value: i64| u32::try_from(value).map_err(|_| invalid(&format!("number {value}"), "no device has it"));
         Ok(Self {
             path: below_root(device.path()),
             kind,
@@ -78,6 +83,27 @@ impl Node {
             device: makedev(number(device.major())?, number(device.minor())?),
             owner: Some((device.uid().unwrap_or(0), device.gid().unwrap_or(0))),
         })
+    }
+
+    /// Which device it leads to; a fifo to none.
+    pub(super) fn number(&self) -> Option<(Kind, u32, u32)> {
+        let kind = match self.kind {
+            FileType::BlockDevice => Kind::Block,
+            FileType::CharacterDevice => Kind::Character,
+            _ => return None,
+        };
+        Some((kind, major(self.device), minor(self.device)))
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "/{}", self.path.display())?;
+        match self.number() {
+            Some((Kind::Block, major, minor)) => write!(to, " (b {major}:{minor})"),
+            Some((Kind::Character, major, minor)) => write!(to, " (c {major}:{minor})"),
+            None => Ok(()),
+        }
     }
 }
 

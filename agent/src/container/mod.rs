@@ -14,6 +14,7 @@ mod init;
 mod link;
 mod mount_options;
 mod mounts;
+mod numbers;
 mod oom;
 mod plan;
 mod process;
@@ -36,13 +37,14 @@ use rustix::thread::ThreadNameSpaceType;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 
-pub use cgroup::{Cgroup, CgroupError};
+pub use cgroup::{Cgroup, CgroupError, Limits};
 pub use oom::OomWatch;
-pub use plan::{Plan, PlanError, Sources, unapplied};
+pub use plan::{Plan, PlanError, Sources};
 pub use process_plan::ProcessPlan;
 
 use self::clone::{Cloned, clone_beside, clone_into};
 use self::link::{Link, Said};
+use self::numbers::Drivers;
 use self::unprivileged::Nodes;
 use self::user::IdMappings;
 use crate::reaper::{Exit, Reaper};
@@ -62,6 +64,9 @@ pub enum ContainerError {
     /// No cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Nobody knows which devices there are.
+    #[error("cannot read which devices the guest has: {0}")]
+    Drivers(io::Error),
     /// No process.
     #[error("cannot make the process: {0}")]
     Clone(io::Error),
@@ -161,11 +166,18 @@ pub async fn create<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let plan = Plan::new(spec, sources)?;
+    let mut plan = Plan::new(spec, sources)?;
+    if plan.has_devices() {
+        plan.keep_devices_of(&Drivers::here().map_err(ContainerError::Drivers)?)?;
+    }
+    let plan = plan;
     for notice in plan.notices() {
         warn!("{notice}");
     }
-    cgroup.limit(plan.resources())?;
+    cgroup.limit(plan.limits())?;
+    if let Some(user) = plan.cgroup_owner() {
+        cgroup.delegate(user)?;
+    }
     let prepared = Prepared::new(plan.process(), plan.ids(), streams)?;
     let nodes = beforehand(&plan).map_err(ContainerError::Init)?;
     let directory = cgroup.open()?;

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
+use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, Mount, Spec};
 
+use super::cgroup::{Limits, allow_everything};
 use super::devices::Node;
+use super::numbers::Drivers;
 use super::process_plan::ProcessPlan;
 use super::user::IdMappings;
 
@@ -44,42 +46,12 @@ pub struct Plan {
     ids: Option<IdMappings>,
     devices: Vec<Node>,
     sources: Sources,
+    limits: Limits,
     notices: Vec<&'static str>,
 }
 
 /// Where in the guest the sources of bind mounts are, by the number of the mount in the document.
 pub type Sources = BTreeMap<usize, PathBuf>;
-
-/// Limits of the document that are not applied yet: for the log.
-#[must_use]
-pub fn unapplied(resources: &LinuxResources) -> Vec<&'static str> {
-    let cpu = resources.cpu().as_ref();
-    let set = |list: Option<&String>| list.is_some_and(|list| !list.is_empty());
-    [
-        (
-            set(cpu.and_then(|cpu| cpu.cpus().as_ref())) || set(cpu.and_then(|cpu| cpu.mems().as_ref())),
-            "linux.resources.cpu.cpus and mems name CPUs and nodes of the host, not the guest's: they are not applied yet",
-        ),
-        (
-            resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()),
-            "linux.resources.devices is not applied yet",
-        ),
-        (resources.block_io().is_some(), "linux.resources.blockIO is not applied yet"),
-        (
-            resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty()),
-            "linux.resources.hugepageLimits is not applied yet",
-        ),
-        (resources.network().is_some(), "linux.resources.network is not applied yet"),
-        (resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()), "linux.resources.rdma is not applied yet"),
-        (
-            resources.unified().as_ref().is_some_and(|keys| !keys.is_empty()),
-            "linux.resources.unified is not applied yet",
-        ),
-    ]
-    .into_iter()
-    .filter_map(|(there, notice)| there.then_some(notice))
-    .collect()
-}
 
 impl Plan {
     /// Checks a document.
@@ -108,8 +80,9 @@ impl Plan {
         if spec.hooks().as_ref().is_some_and(|all| inside(all.create_container()) || inside(all.start_container())) {
             notices.push("hooks.createContainer and startContainer are not run yet");
         }
-        notices.extend(linux.resources().as_ref().map(unapplied).unwrap_or_default());
-        Ok(Self { spec, process, linux, namespaces, ids, devices, sources, notices })
+        let limits = Limits::of_new(linux.resources().as_ref())?;
+        notices.extend(limits.notices());
+        Ok(Self { spec, process, linux, namespaces, ids, devices, sources, limits, notices })
     }
 
     /// What is accepted and not done: for the log.
@@ -126,8 +99,47 @@ impl Plan {
 
     /// The cgroup's limits.
     #[must_use]
-    pub fn resources(&self) -> Option<&LinuxResources> {
-        self.linux.resources().as_ref()
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Leaves the devices that the guest cannot have: none of the host's come with it. A privileged container's document lists
+    /// all that the host has, and goes without; in any other, somebody has asked for this one.
+    ///
+    /// # Errors
+    /// The device that was asked for.
+    pub(super) fn keep_devices_of(&mut self, drivers: &Drivers) -> Result<(), PlanError> {
+        let rules = self.linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
+        let privileged = allow_everything(rules.unwrap_or_default());
+        let missing = |node: &Node| node.number().is_some_and(|(kind, major, minor)| !drivers.have(kind, major, minor));
+        if privileged {
+            let all = self.devices.len();
+            self.devices.retain(|node| !missing(node));
+            if self.devices.len() < all {
+                self.notices.push("linux.devices: devices of the host that the guest does not have are left out");
+            }
+            return Ok(());
+        }
+        match self.devices.iter().find(|node| missing(node)) {
+            Some(node) => Err(PlanError::Refused {
+                what: format!("linux.devices: {node}"),
+                remedy: ": the guest has no such device, and none of the host's comes with it",
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The user of the guest whom the container's cgroup is handed over to: its process's, where it has a cgroup namespace of its
+    /// own and may write there, as runc does it.
+    pub(super) fn cgroup_owner(&self) -> Option<u32> {
+        let writable = |mount: &Mount| {
+            let kind = mount.typ().as_deref().unwrap_or_default();
+            let is_cgroup = kind == "cgroup" || kind == "cgroup2";
+            is_cgroup && !mount.options().iter().flatten().any(|option| option == "ro")
+        };
+        let delegated = self.has_namespace(libc::CLONE_NEWCGROUP) && self.mounts().iter().any(writable);
+        let user = self.process.process().user().uid();
+        self.ids.as_ref().map_or(Some(user), |ids| ids.user(user)).filter(|user| delegated && *user != 0)
     }
 
     pub(super) fn has_namespace(&self, flag: libc::c_int) -> bool {
@@ -137,6 +149,11 @@ impl Plan {
     /// The mappings of its user namespace, if it has one.
     pub(super) fn ids(&self) -> Option<&IdMappings> {
         self.ids.as_ref()
+    }
+
+    /// Whether the document has devices of its own.
+    pub(super) fn has_devices(&self) -> bool {
+        self.linux.devices().as_ref().is_some_and(|devices| !devices.is_empty())
     }
 
     pub(super) fn devices(&self) -> &[Node] {

@@ -58,7 +58,7 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(refusal(none).contains("mounts[0], at /x: it has no type"));
     let source = Sources::from([(0, PathBuf::from("/run/husk/shares/x"))]);
     // The document's first mount is /proc.
-    assert!(Plan::new(document(|_| {}), source).unwrap_err().to_string().contains("no other mount has"));
+    assert!(planned(document(|_| {}), source).unwrap_err().to_string().contains("no other mount has"));
     let up = |d: &mut serde_json::Value| {
         d["mounts"] = serde_json::json!([{ "destination": "/../x", "type": "tmpfs" }]);
     };
@@ -140,11 +140,55 @@ fn what_is_not_applied_is_said() {
         d["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
         d["process"]["apparmorProfile"] = "cri-containerd.apparmor.d".into();
         d["hooks"] = serde_json::json!({ "createContainer": [{ "path": "/bin/true" }] });
-        d["linux"]["resources"] = serde_json::json!({
-            "devices": [{ "allow": false, "access": "rwm" }], "unified": { "memory.high": "1" }, "cpu": { "cpus": "4-7" }
-        });
+        d["linux"]["resources"] = serde_json::json!({ "memory": { "swappiness": 10 } });
     }));
-    assert_eq!(plan.unwrap().notices().len(), 6);
+    assert_eq!(plan.unwrap().notices().len(), 4);
+}
+
+#[test]
+fn devices_of_the_host_are_refused_or_left_out() {
+    let disk = |d: &mut serde_json::Value| {
+        d["linux"]["devices"] = serde_json::json!([
+            { "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 }, { "path": "/dev/pipe", "type": "p", "major": 0, "minor": 0 }
+        ]);
+    };
+    // A kernel without any device.
+    let of = |plan: &mut Plan| plan.keep_devices_of(&Drivers::default());
+    let mut plan = planned(document(disk)).unwrap();
+    plan.devices.retain(|node| node.owner.is_some());
+    let cause = of(&mut plan).unwrap_err().to_string();
+    assert!(cause.contains("/dev/sda (b 8:0)") && cause.contains("none of the host's"), "{cause}");
+    let mut privileged = planned(document(|d| {
+        disk(d);
+        d["linux"]["resources"] =
+            serde_json::json!({ "devices": [{ "allow": false, "access": "rwm" }, { "allow": true, "access": "rwm" }] });
+    }));
+    let plan = privileged.as_mut().unwrap();
+    of(plan).unwrap();
+    assert_eq!((plan.devices.len(), plan.notices.len()), (1, 1));
+    let all = refusal(|d| {
+        d["linux"]["devices"] = serde_json::json!([{ "path": "/dev/x", "type": "a", "major": 1, "minor": 0 }])
+    });
+    assert!(all.contains("/dev/x: type a"), "{all}");
+}
+
+#[test]
+fn a_cgroup_is_handed_over_to_whom_it_is_writable_for() {
+    let with = |options: &[&str], kind: &str, user: u32| {
+        let plan = planned(document(|d| {
+            mapped(&serde_json::json!([mapping(0, 1000, 10)]))(d);
+            d["process"]["user"]["uid"] = user.into();
+            d["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({ "type": kind }));
+            d["mounts"] =
+                serde_json::json!([{ "destination": "/sys/fs/cgroup", "type": "cgroup", "options": options }]);
+        }));
+        plan.unwrap().cgroup_owner()
+    };
+    assert_eq!(with(&["nosuid"], "cgroup", 0), Some(1000));
+    assert_eq!(with(&[], "cgroup", 3), Some(1003));
+    assert_eq!(with(&["nosuid", "ro"], "cgroup", 0), None);
+    assert_eq!(with(&[], "uts", 0), None);
+    assert_eq!(planned(document(|_| {})).unwrap().cgroup_owner(), None);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use super::execs::Execs;
 use super::{Service, ServiceError, component, nonces};
 use crate::boot::{self, POD_CGROUP, SHARES};
-use crate::container::{self, Cgroup, Container, OomWatch, Sources, signal_from};
+use crate::container::{self, Cgroup, Container, Limits, OomWatch, Sources, signal_from};
 use crate::events::{Events, Exited};
 use crate::reaper::Exit;
 use crate::stdio::{self, Outputs};
@@ -159,11 +159,12 @@ impl<D: Dial> Service<D> {
         let member = self.container(id)?;
         let resources: LinuxResources = serde_json::from_slice(&request.resources)
             .map_err(|cause| ServiceError::Invalid(format!("container {id}: its new limits: {cause}")))?;
-        for notice in container::unapplied(&resources) {
+        let refused = |cause| ServiceError::Container { id: id.clone(), cause };
+        let limits = Limits::of(&resources).map_err(|cause| refused(cause.into()))?;
+        for notice in limits.notices() {
             warn!("container {id}: {notice}");
         }
-        let limited = member.cgroup().limit(Some(&resources));
-        limited.map_err(|cause| ServiceError::Cgroup { id: id.clone(), cause })
+        member.cgroup().change(&limits).map_err(|cause| refused(cause.into()))
     }
 
     pub(super) fn send_signal(&self, request: &SignalRequest) -> Result<(), ServiceError> {

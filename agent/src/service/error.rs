@@ -93,10 +93,11 @@ impl From<ServiceError> for ttrpc::Error {
             ServiceError::Exists(_) | ServiceError::ExecExists { .. } => Code::ALREADY_EXISTS,
             ServiceError::Container { cause, .. } => match cause {
                 ContainerError::Plan(PlanError::Refused { .. }) => Code::UNIMPLEMENTED,
-                ContainerError::Plan(_) => Code::INVALID_ARGUMENT,
-                ContainerError::NotCreated | ContainerError::Stopped | ContainerError::Paused => {
-                    Code::FAILED_PRECONDITION
-                }
+                ContainerError::Plan(_) | ContainerError::Cgroup(CgroupError::Limit { .. }) => Code::INVALID_ARGUMENT,
+                ContainerError::NotCreated
+                | ContainerError::Stopped
+                | ContainerError::Paused
+                | ContainerError::Cgroup(CgroupError::InUse { .. }) => Code::FAILED_PRECONDITION,
                 _ => Code::UNKNOWN,
             },
             ServiceError::Cgroup { .. } | ServiceError::Guest { .. } | ServiceError::Boot(_) => Code::INTERNAL,

@@ -134,7 +134,7 @@ sections! {
     vm: Vm {
         /// Memory of a pod that has no limit of its own, in MiB. It is not reserved on the host: a guest takes what it touches.
         memory_mib: u32 = 512_u32, "at least 64, and no more than the host has", |value| *value >= 64;
-        /// CPUs of a pod that has no limit of its own. A limit (quota / period) is rounded up.
+        /// CPUs of a pod that has no limit of its own. A limit (quota / period, rounded up; a set of CPUs) is taken instead.
         vcpus: u8 = 1_u8, "1 to 32", |value| (1..=32).contains(value);
         /// What the guest's kernel and agent get beside a container's memory limit, in MiB.
         overhead_mib: u32 = 64_u32, "at least 48", |value| *value >= 48;

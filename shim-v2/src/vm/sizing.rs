@@ -1,5 +1,6 @@
 //! How large a pod's machine is.
 
+use husk_protocol::cpus;
 use oci_spec::runtime::Spec;
 
 use crate::config;
@@ -59,8 +60,9 @@ pub struct Size {
 }
 
 impl Size {
-    /// For a lone container: its memory limit and the guest's overhead, its CPU quota rounded up (but not to more than
-    /// the host has: more would only wait for each other); where there is no limit, the configured size.
+    /// For a lone container: its memory limit and the guest's overhead; its CPU quota rounded up and the members of its set of
+    /// CPUs, the fewer of them (but not more than the host has: more would only wait for each other); where there is no limit,
+    /// the configured size.
     ///
     /// # Errors
     /// More memory than the host has: such a guest dies when it uses it, or takes the host with it.
@@ -81,7 +83,12 @@ impl Size {
         let quota = cpu.and_then(|cpu| cpu.quota()).and_then(|quota| u64::try_from(quota).ok()).filter(|q| *q > 0);
         let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
         let most = MOST_CPUS.min(u64::try_from(host.cpus).unwrap_or(MOST_CPUS)).max(1);
-        let vcpus = quota.map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period).clamp(1, most));
+        let quota = quota.map(|quota| quota.div_ceil(period));
+        // What is no list is refused by the agent, by its field.
+        let set = cpu.and_then(|cpu| cpu.cpus().as_deref()).and_then(|list| cpus::members(list).ok());
+        let set = set.map(u64::from).filter(|members| *members > 0);
+        let limit = quota.into_iter().chain(set).min();
+        let vcpus = limit.map_or(u64::from(config.vcpus), |limit| limit.clamp(1, most));
         Ok(Self { memory_mib, vcpus: u8::try_from(vcpus).unwrap_or(1) })
     }
 }
@@ -111,6 +118,15 @@ mod tests {
         assert_eq!(size(r#"{"cpu": {"quota": 250000, "period": 100000}}"#, 8), (512, 3));
         assert_eq!(size(r#"{"cpu": {"quota": 250000, "period": 100000}}"#, 2), (512, 2));
         assert_eq!(size(r#"{"cpu": {"quota": 50000}}"#, 8), (512, 1));
+    }
+
+    #[test]
+    fn a_set_of_cpus_is_as_many_of_the_machine() {
+        assert_eq!(size(r#"{"cpu": {"cpus": "4-6"}}"#, 8).1, 3);
+        assert_eq!(size(r#"{"cpu": {"cpus": "0-63"}}"#, 8).1, 8);
+        assert_eq!(size(r#"{"cpu": {"cpus": "1,3", "quota": 400000}}"#, 8).1, 2);
+        assert_eq!(size(r#"{"cpu": {"cpus": "0-5", "quota": 150000}}"#, 8).1, 2);
+        assert_eq!((size(r#"{"cpu": {"cpus": ""}}"#, 8).1, size(r#"{"cpu": {"cpus": "0-"}}"#, 8).1), (1, 1));
     }
 
     #[test]

@@ -1,15 +1,22 @@
 //! A container's cgroup (v2).
 
+mod bpf;
+mod devices;
+mod limits;
+mod others;
+
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use oci_spec::runtime::LinuxResources;
 use rustix::fs::OFlags;
 use rustix::process::Signal;
 use tokio::io::Interest;
 
+pub(super) use self::devices::allow_everything;
+pub use self::limits::Limits;
 use super::pid_from;
 use crate::watched::watch;
 
@@ -29,15 +36,25 @@ pub enum CgroupError {
         /// The kernel's answer.
         cause: io::Error,
     },
-    /// A limit that cannot be.
-    #[error("cgroup: {key} cannot be set to {value}: {cause}")]
+    /// A limit that the kernel refuses.
+    #[error("{field}: {file} cannot be set to {text}: {cause}")]
     Limit {
+        /// The document's field and its value.
+        field: String,
         /// The cgroup's file.
-        key: &'static str,
+        file: String,
         /// What was written.
-        value: String,
+        text: String,
         /// The kernel's answer.
         cause: io::Error,
+    },
+    /// A limit below what is in use, and it was to be checked.
+    #[error("{field}: {used} bytes are in use, and memory.checkBeforeUpdate is set")]
+    InUse {
+        /// The document's field and its value.
+        field: String,
+        /// Bytes.
+        used: i64,
     },
 }
 
@@ -45,6 +62,8 @@ pub enum CgroupError {
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     path: PathBuf,
+    /// The program that decides about devices, for the next one to replace it.
+    filter: Arc<Mutex<Option<OwnedFd>>>,
 }
 
 impl Cgroup {
@@ -55,7 +74,7 @@ impl Cgroup {
     pub fn create(parent: &Path, name: &str) -> Result<Self, CgroupError> {
         let path = parent.join(name);
         match fs::create_dir(&path) {
-            Ok(()) => Ok(Self { path }),
+            Ok(()) => Ok(Self { path, filter: Arc::default() }),
             Err(cause) => Err(CgroupError::Step { what: "make", path, cause }),
         }
     }
@@ -63,7 +82,7 @@ impl Cgroup {
     /// The cgroup at `path`, which exists.
     #[cfg(test)]
     pub(super) fn at(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), filter: Arc::default() }
     }
 
     /// Its directory.
@@ -99,13 +118,51 @@ impl Cgroup {
             .map_err(self.step("open", ""))
     }
 
-    /// Sets the limits of the OCI document.
+    /// Sets the limits of a new container.
     ///
     /// # Errors
     /// The limit that the kernel refuses.
-    pub fn limit(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
-        for (key, value) in resources.map(limits).unwrap_or_default() {
-            fs::write(self.path.join(key), &value).map_err(|cause| CgroupError::Limit { key, value, cause })?;
+    pub fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        limits.set(self)
+    }
+
+    /// Changes the limits of one that runs, all of them or none.
+    ///
+    /// # Errors
+    /// The limit that the kernel refuses.
+    pub fn change(&self, limits: &Limits) -> Result<(), CgroupError> {
+        limits.change(self)
+    }
+
+    /// Has the kernel ask these rules about devices, from one moment to the next.
+    fn filter_devices(&self, rules: &[devices::Rule]) -> Result<(), CgroupError> {
+        let refused = self.step("filter the devices of", "");
+        let program = bpf::load(&devices::program(rules)).map_err(&refused)?;
+        // Open for reading: the kernel takes no O_PATH here.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&self.path, flags, rustix::fs::Mode::empty());
+        let directory = directory.map_err(|cause| refused(cause.into()))?;
+        let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        bpf::attach(&directory, &program, filter.as_ref()).map_err(&refused)?;
+        *filter = Some(program);
+        Ok(())
+    }
+
+    /// Hands the cgroup to a user of the guest's, who can make groups below it then (cgroup-v2.rst, "Model of Delegation").
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn delegate(&self, user: u32) -> Result<(), CgroupError> {
+        // Which files those are, the kernel says.
+        const FILES: &str = "/sys/kernel/cgroup/delegate";
+        let files =
+            fs::read_to_string(FILES).map_err(|cause| CgroupError::Step { what: "read", path: FILES.into(), cause })?;
+        for file in std::iter::once("").chain(files.lines()) {
+            match std::os::unix::fs::chown(self.path.join(file), Some(user), None) {
+                // Of a controller that is not built in.
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(self.step("give away", file))?,
+            }
         }
         Ok(())
     }
@@ -228,100 +285,4 @@ fn tree(path: &Path) -> io::Result<Vec<PathBuf>> {
         next += 1;
     }
     Ok(groups)
-}
-
-/// Files of the cgroup and what belongs into them.
-fn limits(resources: &LinuxResources) -> Vec<(&'static str, String)> {
-    let mut limits = Vec::new();
-    if let Some(memory) = resources.memory() {
-        let limit = memory.limit().filter(set);
-        if let Some(value) = limit {
-            limits.push(("memory.max", max_or(value)));
-        }
-        if let Some(value) = memory.reservation().filter(set) {
-            limits.push(("memory.low", max_or(value)));
-        }
-        // The document counts memory and swap together, the cgroup swap alone.
-        if let (Some(both), Some(memory)) = (memory.swap().filter(set), limit) {
-            let swap = if both < 0 { both } else { both.saturating_sub(memory).max(0) };
-            limits.push(("memory.swap.max", max_or(swap)));
-        }
-    }
-    if let Some(cpu) = resources.cpu() {
-        if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
-            limits.push(("cpu.weight", weight(shares).to_string()));
-        }
-        let (quota, period) = (cpu.quota().filter(set), cpu.period().filter(|period| *period != 0));
-        if quota.is_some() || period.is_some() {
-            let quota = quota.map_or_else(|| "max".to_owned(), max_or);
-            limits.push(("cpu.max", format!("{quota} {}", period.unwrap_or(100_000))));
-        }
-        if let Some(idle) = cpu.idle() {
-            limits.push(("cpu.idle", idle.to_string()));
-        }
-    }
-    if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
-        limits.push(("pids.max", max_or(pids.limit())));
-    }
-    limits
-}
-
-/// Zero is unset, as with runc: clients fill structures with it.
-fn set(value: &i64) -> bool {
-    *value != 0
-}
-
-/// Negative: no limit.
-fn max_or(value: i64) -> String {
-    if value < 0 { "max".to_owned() } else { value.to_string() }
-}
-
-/// cgroup v1's shares (2 to 262144) as a weight (1 to 10000): runc's formula, so that ratios are the same.
-fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
-}
-
-#[cfg(test)]
-mod tests {
-    use oci_spec::runtime::Spec;
-
-    use super::*;
-
-    fn limits_of(resources: &str) -> Vec<(&'static str, String)> {
-        limits(&serde_json::from_str(resources).unwrap())
-    }
-
-    fn is(key: &'static str, value: &str) -> (&'static str, String) {
-        (key, value.to_owned())
-    }
-
-    #[test]
-    fn limits_become_files() {
-        assert_eq!(
-            limits_of(
-                r#"{"memory":{"limit":1048576,"swap":3145728},"pids":{"limit":-1},"cpu":{"quota":50000,"shares":1024}}"#
-            ),
-            [
-                is("memory.max", "1048576"),
-                is("memory.swap.max", "2097152"),
-                is("cpu.weight", "39"),
-                is("cpu.max", "50000 100000"),
-                is("pids.max", "max")
-            ]
-        );
-        assert_eq!(
-            limits_of(r#"{"memory":{"limit":-1,"swap":-1}}"#),
-            [is("memory.max", "max"), is("memory.swap.max", "max")]
-        );
-        let zeros =
-            r#"{"cpu":{"cpus":"","shares":0,"quota":0,"period":0},"memory":{"limit":0,"swap":0,"reservation":0}}"#;
-        assert_eq!(limits_of(zeros), []);
-    }
-
-    #[test]
-    fn the_default_document_sets_nothing_that_is_not_in_it() {
-        let spec = Spec::default();
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        assert_eq!(resources.map(limits).unwrap_or_default(), []);
-    }
 }
