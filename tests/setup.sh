@@ -6,7 +6,7 @@ repo=$(readlink -f "$(dirname "$(readlink -f "$0")")/..")
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
-packages=(build-essential bc bison flex libelf-dev libssl-dev cpio kmod xz-utils busybox-static e2fsprogs mmdebstrap qemu-system-x86 perl)
+packages=(build-essential bc bison flex libelf-dev libssl-dev libseccomp-dev cpio kmod xz-utils busybox-static e2fsprogs mmdebstrap qemu-system-x86 perl)
 
 say "1/4 the machine"
 [ -r /etc/os-release ] || die "no /etc/os-release: husk is built on Debian 12 or 13"

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use super::timens::CLONE_NEWTIME;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 /// Where the clone went on.
@@ -21,12 +22,14 @@ pub(super) fn clone_into(namespaces: u64, directory: &OwnedFd) -> io::Result<Clo
     const INTO_CGROUP: u64 = 0x2_0000_0000;
     /// CLONE_NEWCGROUP takes the cgroup of the caller as the namespace's root: init does it itself, in its own cgroup.
     const NEW_CGROUP: u64 = libc::CLONE_NEWCGROUP as u64;
+    /// Its bit means something else to clone3(2): see `timens.rs`.
+    const NEW_TIME: u64 = CLONE_NEWTIME as u64;
     /// CLONE_PIDFD.
     const PIDFD: u64 = libc::CLONE_PIDFD as u64;
     let mut pidfd: libc::c_int = -1;
     // SAFETY: all zeroes is a valid clone_args: no stack of its own, so the child goes on on a copy of this one.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = namespaces & !NEW_CGROUP | INTO_CGROUP | PIDFD;
+    arguments.flags = namespaces & !(NEW_CGROUP | NEW_TIME) | INTO_CGROUP | PIDFD;
     arguments.pidfd = (&raw mut pidfd) as u64;
     arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
     arguments.cgroup = u64::from(directory.as_raw_fd().unsigned_abs());

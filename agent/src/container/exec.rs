@@ -7,7 +7,7 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::init::{close_all_but, reset_signals, take_stdio};
 use super::link::ChildEnd;
-use super::process::{self, Program};
+use super::process::{self, Common, Program};
 use super::process_plan::ProcessPlan;
 use super::terminal;
 use crate::stdio::Stdio;
@@ -16,12 +16,13 @@ use crate::stdio::Stdio;
 /// there.
 pub(super) fn run(
     plan: &ProcessPlan,
+    common: &Common,
     init: &OwnedFd,
     namespaces: ThreadNameSpaceType,
     stdio: Option<&Stdio>,
     link: &ChildEnd,
 ) -> ! {
-    let reason = match prepare(plan, init, namespaces, stdio, link) {
+    let reason = match prepare(plan, common, init, namespaces, stdio, link) {
         Ok(program) => program.execute(),
         Err(reason) => reason,
     };
@@ -32,6 +33,7 @@ pub(super) fn run(
 
 fn prepare(
     plan: &ProcessPlan,
+    common: &Common,
     init: &OwnedFd,
     namespaces: ThreadNameSpaceType,
     stdio: Option<&Stdio>,
@@ -41,6 +43,8 @@ fn prepare(
     // With the agent's privileges, and through its /proc: the container may have none.
     process::set_oom_score("self", plan)?;
     process::set_limits(0, plan)?;
+    plan.scheduling().apply(0)?;
+    plan.scheduling().pin()?;
     if let Some(stdio) = stdio {
         take_stdio(stdio)?;
     }
@@ -61,6 +65,6 @@ fn prepare(
         link.ready(Some(controller.as_fd()))?;
     }
     let program = Program::find(plan)?;
-    process::take_identity(plan)?;
+    process::take_identity(plan, common)?;
     Ok(program)
 }

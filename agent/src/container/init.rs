@@ -62,6 +62,10 @@ fn prepare(
         rustix::system::sethostname(name.as_bytes())
             .map_err(|cause| format!("cannot set the hostname {name}: {cause}"))?;
     }
+    if let Some(name) = plan.spec().domainname().as_deref().filter(|name| !name.is_empty()) {
+        rustix::system::setdomainname(name.as_bytes())
+            .map_err(|cause| format!("cannot set the domain name {name}: {cause}"))?;
+    }
     set_sysctls(plan, false)?;
     for path in plan.linux().readonly_paths().iter().flatten() {
         mounts::make_read_only(path)?;
@@ -83,11 +87,16 @@ fn prepare(
     if plan.root_is_read_only() {
         mounts::make_root_read_only()?;
     }
+    // Behind all mounts that are its own.
+    if let Some(propagation) = plan.propagation() {
+        mounts::propagate(propagation)?;
+    }
 
     link.ready(terminal.as_ref().map(AsFd::as_fd))?;
     drop(terminal);
     link.wait()?;
-    process::take_identity(document)?;
+    plan.hooks().run(|| process::take_identity(document, plan.common()))?;
+    process::take_identity(document, plan.common())?;
     Ok(program)
 }
 

@@ -10,6 +10,7 @@ mod cgroup;
 mod clone;
 mod devices;
 mod exec;
+mod hooks;
 mod init;
 mod link;
 mod mount_options;
@@ -19,8 +20,11 @@ mod oom;
 mod plan;
 mod process;
 mod process_plan;
+mod scheduling;
+mod seccomp;
 mod stats;
 mod terminal;
+mod timens;
 mod unprivileged;
 mod user;
 
@@ -38,6 +42,7 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 
 pub use cgroup::{Cgroup, CgroupError, Limits};
+pub use hooks::Told;
 pub use oom::OomWatch;
 pub use plan::{Plan, PlanError, Sources};
 pub use process_plan::ProcessPlan;
@@ -45,6 +50,7 @@ pub use process_plan::ProcessPlan;
 use self::clone::{Cloned, clone_beside, clone_into};
 use self::link::{Link, Said};
 use self::numbers::Drivers;
+use self::process::Common;
 use self::unprivileged::Nodes;
 use self::user::IdMappings;
 use crate::reaper::{Exit, Reaper};
@@ -146,6 +152,8 @@ pub struct Container {
     namespaces: u64,
     /// Of its user namespace.
     ids: Option<IdMappings>,
+    /// What its execs have as well.
+    common: Arc<Common>,
     /// Present until the start.
     waiting: Mutex<Option<Link>>,
 }
@@ -162,6 +170,7 @@ pub async fn create<S>(
     streams: Streams<S>,
     cgroup: Cgroup,
     reaper: &Reaper,
+    told: Told,
 ) -> Result<(Container, Exit, Outputs), ContainerError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -170,6 +179,7 @@ where
     if plan.has_devices() {
         plan.keep_devices_of(&Drivers::here().map_err(ContainerError::Drivers)?)?;
     }
+    plan.tell(told);
     let plan = plan;
     for notice in plan.notices() {
         warn!("{notice}");
@@ -181,7 +191,11 @@ where
     let prepared = Prepared::new(plan.process(), plan.ids(), streams)?;
     let nodes = beforehand(&plan).map_err(ContainerError::Init)?;
     let directory = cgroup.open()?;
-    match clone_into(plan.namespaces(), &directory).map_err(ContainerError::Clone)? {
+    let cloned = match plan.time() {
+        Some(offsets) => timens::clone_into_new(offsets, plan.namespaces(), &directory),
+        None => clone_into(plan.namespaces(), &directory),
+    };
+    match cloned.map_err(ContainerError::Clone)? {
         Cloned::Child => init::run(&plan, root, nodes.as_ref(), prepared.stdio.as_ref(), prepared.child()),
         Cloned::Parent { pid, pidfd } => {
             // Before anything is awaited: see `Reaper`.
@@ -194,9 +208,11 @@ where
             cloning.comes_to(false).await?;
             // Last of all: what prepares the container needs more than its program may have.
             cloning.helped(|pid| process::set_limits(pid, plan.process()))?;
+            cloning.helped(|pid| plan.process().scheduling().apply(pid))?;
             let (made, link) = cloning.finish()?;
-            let (namespaces, ids) = (plan.namespaces(), plan.ids().cloned());
-            let container = Container { init: made.process, cgroup, namespaces, ids, waiting: Mutex::new(link) };
+            let (namespaces, ids, common) = (plan.namespaces(), plan.ids().cloned(), Arc::clone(plan.common()));
+            let container =
+                Container { init: made.process, cgroup, namespaces, ids, common, waiting: Mutex::new(link) };
             Ok((container, made.exit, made.outputs))
         }
     }
@@ -403,9 +419,6 @@ impl Container {
         if let Some(ids) = &self.ids {
             ids.check(plan.process().user())?;
         }
-        for notice in plan.notices() {
-            warn!("{notice}");
-        }
         let joined = ThreadNameSpaceType::from_bits_truncate(
             u32::try_from(self.namespaces).unwrap_or(0) & !libc::CLONE_NEWPID.unsigned_abs(),
         );
@@ -419,7 +432,9 @@ impl Container {
             other => other,
         };
         match cloned.map_err(|cause| self.gone_or(cause))? {
-            Cloned::Child => exec::run(plan, &self.init.pidfd, joined, prepared.stdio.as_ref(), prepared.child()),
+            Cloned::Child => {
+                exec::run(plan, &self.common, &self.init.pidfd, joined, prepared.stdio.as_ref(), prepared.child())
+            }
             Cloned::Parent { pid, pidfd } => {
                 // Before anything is awaited: see `Reaper`.
                 let exit = reaper.watch(pid);

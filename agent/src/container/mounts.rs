@@ -17,7 +17,7 @@ use rustix::mount::{
 
 use super::below::{Missing, directory_below, place_below};
 use super::mount_options::{Attributes, Options};
-use super::plan::{Plan, below_root};
+use super::plan::{Plan, PlanError, below_root};
 use super::unprivileged::SYSFS;
 
 /// Where the guest has its cgroups.
@@ -49,6 +49,37 @@ pub(super) fn pivot() -> Result<(), String> {
     rustix::process::pivot_root(".", ".").map_err(|cause| format!("cannot pivot to the container's root: {cause}"))?;
     unmount(".", UnmountFlags::DETACH).map_err(|cause| format!("cannot let go of the guest's root: {cause}"))?;
     rustix::process::chdir("/").map_err(|cause| format!("cannot enter the container's root: {cause}"))
+}
+
+/// What `linux.rootfsPropagation` asks for; runc's names. Private is what a root is anyway.
+///
+/// # Errors
+/// Another word.
+pub(super) fn propagation(word: Option<&str>) -> Result<Option<MountPropagationFlags>, PlanError> {
+    let (kind, recursive) = match word.unwrap_or_default() {
+        "" | "private" | "rprivate" => return Ok(None),
+        "shared" => (MountPropagationFlags::SHARED, false),
+        "rshared" => (MountPropagationFlags::SHARED, true),
+        "slave" => (MountPropagationFlags::DOWNSTREAM, false),
+        "rslave" => (MountPropagationFlags::DOWNSTREAM, true),
+        "unbindable" => (MountPropagationFlags::UNBINDABLE, false),
+        "runbindable" => (MountPropagationFlags::UNBINDABLE, true),
+        other => {
+            return Err(PlanError::Invalid {
+                what: format!("linux.rootfsPropagation {other:?}"),
+                why: "is none of shared, slave, private and unbindable",
+            });
+        }
+    };
+    Ok(Some(if recursive { kind | MountPropagationFlags::REC } else { kind }))
+}
+
+/// Shares the mount at `/` as said.
+///
+/// # Errors
+/// The kernel's answer.
+pub(super) fn propagate(how: MountPropagationFlags) -> Result<(), String> {
+    mount_change("/", how).map_err(|cause| format!("cannot set the propagation of the root: {cause}"))
 }
 
 /// Makes `/` read-only.

@@ -2,13 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Mount, Spec};
+use rustix::mount::MountPropagationFlags;
 
 use super::cgroup::{Limits, allow_everything};
 use super::devices::Node;
+use super::hooks::{StartHooks, Told};
+use super::mounts;
 use super::numbers::Drivers;
+use super::process::Common;
 use super::process_plan::ProcessPlan;
+use super::seccomp::Filter;
+use super::timens::{self, Offsets};
 use super::user::IdMappings;
 
 /// Why a document cannot be fulfilled.
@@ -33,6 +40,14 @@ pub enum PlanError {
         /// What is wrong.
         why: &'static str,
     },
+    /// A value that somebody else finds wrong.
+    #[error("{what}: {cause}")]
+    Failed {
+        /// The part of the document.
+        what: String,
+        /// What is said of it.
+        cause: String,
+    },
 }
 
 /// A checked document.
@@ -47,6 +62,11 @@ pub struct Plan {
     devices: Vec<Node>,
     sources: Sources,
     limits: Limits,
+    /// Its execs keep it.
+    common: Arc<Common>,
+    time: Option<Offsets>,
+    propagation: Option<MountPropagationFlags>,
+    hooks: StartHooks,
     notices: Vec<&'static str>,
 }
 
@@ -70,19 +90,65 @@ impl Plan {
             ids.check(process.process().user())?;
         }
         let devices = Node::all(linux.devices().as_deref().unwrap_or_default())?;
-        let mut notices = Vec::new();
-        if linux.seccomp().is_some() {
-            notices.push("linux.seccomp is not applied yet");
+        refuse_what_is_the_hosts(&linux)?;
+        let domainname = spec.domainname().as_deref().is_some_and(|name| !name.is_empty());
+        if domainname && namespaces & u64::from(libc::CLONE_NEWUTS.unsigned_abs()) == 0 {
+            return Err(PlanError::Invalid {
+                what: "domainname".to_owned(),
+                why: "the document has no UTS namespace for it",
+            });
         }
-        notices.extend(process.notices());
-        // The others run on the host, and the shim sees to them.
-        let inside = |list: &Option<Vec<Hook>>| list.as_ref().is_some_and(|hooks| !hooks.is_empty());
-        if spec.hooks().as_ref().is_some_and(|all| inside(all.create_container()) || inside(all.start_container())) {
-            notices.push("hooks.createContainer and startContainer are not run yet");
+        let time = Offsets::of(&linux, namespaces)?;
+        let propagation = mounts::propagation(linux.rootfs_propagation().as_deref())?;
+        let hooks = StartHooks::of(&spec)?;
+        let filter = linux.seccomp().as_ref().map(Filter::of).transpose()?;
+        let common = Arc::new(Common { filter, personality: personality(&linux)? });
+        let mut notices = Vec::from_iter(process.notices());
+        if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
+            notices.push("SELinux does not exist in the guest: linux.mountLabel is not applied");
         }
         let limits = Limits::of_new(linux.resources().as_ref())?;
         notices.extend(limits.notices());
-        Ok(Self { spec, process, linux, namespaces, ids, devices, sources, limits, notices })
+        Ok(Self {
+            spec,
+            process,
+            linux,
+            namespaces,
+            ids,
+            devices,
+            sources,
+            limits,
+            common,
+            time,
+            propagation,
+            hooks,
+            notices,
+        })
+    }
+
+    /// What its execs have too.
+    pub(super) fn common(&self) -> &Arc<Common> {
+        &self.common
+    }
+
+    /// The clocks of its time namespace, if it has one.
+    pub(super) fn time(&self) -> Option<&Offsets> {
+        self.time.as_ref()
+    }
+
+    /// How mounts of its root are shared.
+    pub(super) fn propagation(&self) -> Option<MountPropagationFlags> {
+        self.propagation
+    }
+
+    /// Takes what its hooks are told.
+    pub(super) fn tell(&mut self, told: Told) {
+        self.hooks.tell(told);
+    }
+
+    /// What runs before its program.
+    pub(super) fn hooks(&self) -> &StartHooks {
+        &self.hooks
     }
 
     /// What is accepted and not done: for the log.
@@ -194,10 +260,7 @@ fn namespaces(linux: &Linux) -> Result<u64, PlanError> {
         let flag = match namespace.typ() {
             // The guest's network is the pod's, as it was prepared on the host.
             LinuxNamespaceType::Network => continue,
-            LinuxNamespaceType::Time => {
-                let what = "linux.namespaces: time".to_owned();
-                return Err(PlanError::Refused { what, remedy: " yet: run it without a time namespace" });
-            }
+            LinuxNamespaceType::Time => timens::CLONE_NEWTIME,
             LinuxNamespaceType::User => libc::CLONE_NEWUSER,
             LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
             LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
@@ -219,6 +282,35 @@ fn namespaces(linux: &Linux) -> Result<u64, PlanError> {
         return Err(PlanError::Missing("mount namespace"));
     }
     Ok(flags)
+}
+
+/// What changes the host, or names parts of it.
+fn refuse_what_is_the_hosts(linux: &Linux) -> Result<(), PlanError> {
+    let remedy = ": it is about the host's processors, memory and devices, and the container has a virtual machine's";
+    let devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
+    for (there, name) in [
+        (linux.intel_rdt().is_some(), "linux.intelRdt"),
+        (linux.memory_policy().is_some(), "linux.memoryPolicy"),
+        (devices, "linux.netDevices"),
+    ] {
+        if there {
+            return Err(PlanError::Refused { what: name.to_owned(), remedy });
+        }
+    }
+    Ok(())
+}
+
+fn personality(linux: &Linux) -> Result<Option<libc::c_ulong>, PlanError> {
+    let Some(personality) = linux.personality() else { return Ok(None) };
+    if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+        let what = "linux.personality.flags".to_owned();
+        return Err(PlanError::Invalid { what, why: "the specification has none" });
+    }
+    // PER_LINUX and PER_LINUX32 of include/uapi/linux/personality.h.
+    Ok(Some(match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    }))
 }
 
 fn ids(linux: &Linux, namespaces: u64) -> Result<Option<IdMappings>, PlanError> {

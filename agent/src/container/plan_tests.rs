@@ -58,7 +58,7 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(refusal(none).contains("mounts[0], at /x: it has no type"));
     let source = Sources::from([(0, PathBuf::from("/run/husk/shares/x"))]);
     // The document's first mount is /proc.
-    assert!(planned(document(|_| {}), source).unwrap_err().to_string().contains("no other mount has"));
+    assert!(Plan::new(document(|_| {}), source).unwrap_err().to_string().contains("no other mount has"));
     let up = |d: &mut serde_json::Value| {
         d["mounts"] = serde_json::json!([{ "destination": "/../x", "type": "tmpfs" }]);
     };
@@ -137,12 +137,12 @@ fn mappings_that_cannot_be_are_refused() {
 #[test]
 fn what_is_not_applied_is_said() {
     let plan = planned(document(|d| {
-        d["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
         d["process"]["apparmorProfile"] = "cri-containerd.apparmor.d".into();
-        d["hooks"] = serde_json::json!({ "createContainer": [{ "path": "/bin/true" }] });
+        d["process"]["selinuxLabel"] = "system_u:system_r:container_t:s0".into();
+        d["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0".into();
         d["linux"]["resources"] = serde_json::json!({ "memory": { "swappiness": 10 } });
     }));
-    assert_eq!(plan.unwrap().notices().len(), 4);
+    assert_eq!(plan.unwrap().notices().len(), 3);
 }
 
 #[test]
@@ -189,6 +189,34 @@ fn a_cgroup_is_handed_over_to_whom_it_is_writable_for() {
     assert_eq!(with(&["nosuid", "ro"], "cgroup", 0), None);
     assert_eq!(with(&[], "uts", 0), None);
     assert_eq!(planned(document(|_| {})).unwrap().cgroup_owner(), None);
+}
+
+#[test]
+fn what_the_kernel_is_asked_for_is_checked() {
+    let plan = planned(document(|d| {
+        d["domainname"] = "example.org".into();
+        let namespaces = d["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.extend([serde_json::json!({ "type": "uts" }), serde_json::json!({ "type": "time" })]);
+        d["linux"]["personality"] = serde_json::json!({ "domain": "LINUX32" });
+        d["linux"]["rootfsPropagation"] = "rshared".into();
+        d["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+    }));
+    let plan = plan.unwrap();
+    assert!(plan.time().is_some() && plan.common().filter.is_some());
+    assert_eq!(plan.common().personality, Some(8));
+    assert_eq!(plan.propagation(), Some(MountPropagationFlags::SHARED | MountPropagationFlags::REC));
+    let plain = planned(document(|_| {})).unwrap();
+    assert!(plain.time().is_none() && plain.common().filter.is_none() && plain.propagation().is_none());
+    assert!(refusal(|d| d["domainname"] = "example.org".into()).contains("domainname: the document has no UTS"));
+    assert!(refusal(|d| d["linux"]["rootfsPropagation"] = "up".into()).contains("linux.rootfsPropagation \"up\""));
+    let flags = serde_json::json!({ "domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"] });
+    assert!(refusal(|d| d["linux"]["personality"] = flags).contains("linux.personality.flags"));
+    assert!(refusal(|d| d["linux"]["intelRdt"] = serde_json::json!({})).contains("linux.intelRdt"));
+    let device = serde_json::json!({ "eth0": { "name": "eth1" } });
+    assert!(refusal(|d| d["linux"]["netDevices"] = device).contains("linux.netDevices"));
+    assert!(
+        refusal(|d| d["process"]["scheduler"] = serde_json::json!({ "policy": "SCHED_RR" })).contains("priority 0")
+    );
 }
 
 #[test]

@@ -9,19 +9,39 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Uid};
 use rustix::thread::{
-    CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
-    set_keep_capabilities, set_no_new_privs,
+    CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
+    set_capabilities, set_keep_capabilities, set_no_new_privs,
 };
 
 use super::process_plan::{ProcessPlan, all_capabilities};
+use super::seccomp::Filter;
 use crate::stdio::Stdio;
 
 /// What `execve` gets.
 #[derive(Debug)]
 pub(super) struct Program {
     path: CString,
-    args: Vec<CString>,
-    env: Vec<CString>,
+    args: Strings,
+    env: Strings,
+}
+
+/// Strings as `execve` takes them. Made early: memory that is asked for behind a filter may be refused.
+#[derive(Debug)]
+struct Strings {
+    pointers: Vec<*const libc::c_char>,
+    /// What they point to.
+    _strings: Vec<CString>,
+}
+
+impl Strings {
+    /// # Errors
+    /// One has a zero byte.
+    fn of(strings: &[String]) -> Result<Self, String> {
+        let c = |text: &String| CString::new(text.as_str()).map_err(|_| format!("{text:?}: contains a zero byte"));
+        let strings = strings.iter().map(c).collect::<Result<Vec<_>, _>>()?;
+        let pointers = strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+        Ok(Self { pointers, _strings: strings })
+    }
 }
 
 impl Program {
@@ -41,23 +61,24 @@ impl Program {
         let path = env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default().to_owned();
         let name = plan.args().first().map(String::as_str).unwrap_or_default();
         let found = look_up(name, &path)?;
-        // Without zero bytes: the plan was checked.
-        let c = |text: &str| CString::new(text).map_err(|_| format!("{text:?}: contains a zero byte"));
-        Ok(Self {
-            path: CString::new(found.as_os_str().as_bytes()).map_err(|_| format!("{name:?}: contains a zero byte"))?,
-            args: plan.args().iter().map(|text| c(text)).collect::<Result<_, _>>()?,
-            env: env.iter().map(|text| c(text)).collect::<Result<_, _>>()?,
-        })
+        Self::at(&found, plan.args(), &env)
+    }
+
+    /// The program at `path`.
+    ///
+    /// # Errors
+    /// A string has a zero byte.
+    pub(super) fn at(path: &Path, args: &[String], env: &[String]) -> Result<Self, String> {
+        let path = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| format!("{}: contains a zero byte", path.display()))?;
+        Ok(Self { path, args: Strings::of(args)?, env: Strings::of(env)? })
     }
 
     /// Becomes the program; returns only with the reason why not.
     pub(super) fn execute(&self) -> String {
-        let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-            strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-        };
-        let (args, env) = (pointers(&self.args), pointers(&self.env));
+        let (args, env) = (self.args.pointers.as_ptr(), self.env.pointers.as_ptr());
         // SAFETY: all strings are terminated and live until after the call, and both arrays end with a null pointer.
-        unsafe { libc::execve(self.path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+        unsafe { libc::execve(self.path.as_ptr(), args, env) };
         format!("exec {}: {}", self.path.to_string_lossy(), plain(&io::Error::last_os_error()))
     }
 }
@@ -198,17 +219,33 @@ pub(super) fn become_user(user: u32, group: u32, groups: &[u32]) -> Result<(), S
     Err(format!("cannot become user {user}, group {group}: {}", io::Error::last_os_error()))
 }
 
-/// Takes the user, the groups and the capabilities of the document. The process has one thread, so the calls for one
-/// thread are enough.
+/// What all processes of a container have, whatever the document says of each.
+#[derive(Debug, Default)]
+pub(super) struct Common {
+    /// `linux.seccomp`.
+    pub(super) filter: Option<Filter>,
+    /// `linux.personality`, for personality(2).
+    pub(super) personality: Option<libc::c_ulong>,
+}
+
+/// Takes the user, the groups, the capabilities and the filter of the document. The process has one thread, so the calls for one
+/// thread are enough. Last of all before the program: nothing but its execution has to pass the filter, and without
+/// `no_new_privs` the call that lets go of the privilege to install it.
 ///
 /// # Errors
 /// The step and the kernel's answer.
-pub(super) fn take_identity(plan: &ProcessPlan) -> Result<(), String> {
+pub(super) fn take_identity(plan: &ProcessPlan, common: &Common) -> Result<(), String> {
     fn step(what: &str) -> impl Fn(rustix::io::Errno) -> String {
         move |cause| format!("cannot {what}: {cause}")
     }
     let process = plan.process();
     let (user, capabilities) = (process.user(), plan.capabilities());
+    if let Some(personality) = common.personality {
+        // SAFETY: touches no memory.
+        if unsafe { libc::personality(personality) } < 0 {
+            return Err(format!("cannot set the personality: {}", io::Error::last_os_error()));
+        }
+    }
     for capability in all_capabilities().filter(|one| !capabilities.bounding.contains(*one)) {
         match remove_capability_from_bounding_set(capability) {
             // One that this kernel does not know.
@@ -220,7 +257,11 @@ pub(super) fn take_identity(plan: &ProcessPlan) -> Result<(), String> {
     become_user(user.uid(), user.gid(), user.additional_gids().as_deref().unwrap_or_default())?;
     let effective = capabilities.effective.intersection(capabilities.permitted);
     let sets = CapabilitySets { effective, permitted: capabilities.permitted, inheritable: capabilities.inheritable };
-    set_capabilities(None, sets).map_err(step("set the capabilities"))?;
+    // seccomp(2) takes one of the two.
+    let privileged = common.filter.is_some() && process.no_new_privileges() != Some(true);
+    let more = if privileged { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
+    let until = CapabilitySets { effective: effective | more, permitted: sets.permitted | more, ..sets };
+    set_capabilities(None, until).map_err(step("set the capabilities"))?;
     for capability in all_capabilities().filter(|one| capabilities.ambient.contains(*one)) {
         configure_capability_in_ambient_set(capability, true).map_err(step("set the ambient capabilities"))?;
     }
@@ -228,6 +269,12 @@ pub(super) fn take_identity(plan: &ProcessPlan) -> Result<(), String> {
         set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     }
     rustix::process::umask(Mode::from_raw_mode(user.umask().unwrap_or(0o022)));
+    if let Some(filter) = &common.filter {
+        filter.install()?;
+    }
+    if privileged {
+        set_capabilities(None, sets).map_err(step("set the capabilities behind the filter"))?;
+    }
     Ok(())
 }
 

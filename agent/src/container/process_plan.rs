@@ -7,6 +7,7 @@ use oci_spec::runtime::{Capability, PosixRlimitType, Process};
 use rustix::thread::CapabilitySet;
 
 use super::plan::PlanError;
+use super::scheduling::Scheduling;
 
 /// The five sets of a process's capabilities.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +27,7 @@ pub(super) type Limit = (libc::__rlimit_resource_t, u64, u64);
 pub struct ProcessPlan {
     process: Process,
     args: Vec<String>,
+    scheduling: Scheduling,
 }
 
 impl ProcessPlan {
@@ -44,12 +46,14 @@ impl ProcessPlan {
             let what = format!("process argument {text:?}");
             return Err(PlanError::Invalid { what, why: "contains a zero byte" });
         }
-        Ok(Self { process, args })
+        let scheduling = Scheduling::of(&process)?;
+        Ok(Self { process, args, scheduling })
     }
 
     /// What is accepted and not done: for the log.
     pub(super) fn notices(&self) -> impl Iterator<Item = &'static str> {
-        let labelled = self.process.apparmor_profile().is_some() || self.process.selinux_label().is_some();
+        let set = |label: &Option<String>| label.as_ref().is_some_and(|label| !label.is_empty());
+        let labelled = set(self.process.apparmor_profile()) || set(self.process.selinux_label());
         labelled
             .then_some("AppArmor and SELinux do not exist in the guest: profile and label are not applied")
             .into_iter()
@@ -58,6 +62,11 @@ impl ProcessPlan {
     /// The document's part.
     pub(super) fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// When and where it runs.
+    pub(super) fn scheduling(&self) -> &Scheduling {
+        &self.scheduling
     }
 
     /// The program's arguments, of which there is at least its name.

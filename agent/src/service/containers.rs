@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use husk_protocol::agent::{
     CreateContainerRequest, Process, ResizeTerminalRequest, SignalRequest, UpdateContainerRequest,
@@ -15,7 +16,7 @@ use rustix::process::Signal;
 use super::execs::Execs;
 use super::{Service, ServiceError, component, nonces};
 use crate::boot::{self, POD_CGROUP, SHARES};
-use crate::container::{self, Cgroup, Container, Limits, OomWatch, Sources, signal_from};
+use crate::container::{self, Cgroup, Container, Limits, OomWatch, Sources, Told, signal_from};
 use crate::events::{Events, Exited};
 use crate::reaper::Exit;
 use crate::stdio::{self, Outputs};
@@ -89,7 +90,7 @@ impl<D: Dial> Service<D> {
 
     /// Makes a container; what was made of a failed one is gone.
     async fn make(&self, request: CreateContainerRequest) -> Result<Arc<Member>, ServiceError> {
-        let CreateContainerRequest { id, oci_spec, root_share, streams, volumes, .. } = request;
+        let CreateContainerRequest { id, oci_spec, root_share, streams, volumes, bundle, hook_s, .. } = request;
         component("root share", &root_share)?;
         let mut sources = Sources::new();
         for volume in &volumes {
@@ -106,7 +107,9 @@ impl<D: Dial> Service<D> {
         let cgroup = Cgroup::create(Path::new(POD_CGROUP), &id)
             .map_err(|cause| ServiceError::Cgroup { id: id.clone(), cause })?;
         let root = Path::new(SHARES).join(root_share);
-        match container::create(spec, &root, sources, streams, cgroup.clone(), &self.reaper).await {
+        let hook_limit = (hook_s > 0).then(|| Duration::from_secs(hook_s.into()));
+        let told = Told { id: id.clone(), bundle: bundle.into(), hook_limit };
+        match container::create(spec, &root, sources, streams, cgroup.clone(), &self.reaper, told).await {
             Ok((container, exit, outputs)) => {
                 let member = Arc::new(Member { container, execs: Execs::default() });
                 tokio::spawn(watch(id, Arc::clone(&member), exit, outputs, Arc::clone(&self.events)));

@@ -13,7 +13,8 @@
 //! more than logged up to version 1.2 of the specification; 1.3 says what runc has always done. runc before 1.4 runs `poststart` at Create
 //! already, with the status "created". It also gives up at the first `poststop` hook that fails, against the specification.
 //!
-//! `createContainer` and `startContainer` hooks run in the container's namespaces, which are in the guest.
+//! `startContainer` hooks run in the container's namespaces, which are in the guest: the agent runs them (`agent/src/container/hooks.rs`), and refuses
+//! `createContainer` hooks.
 //!
 //! As with runc, a hook is in containerd's mount namespace, its directory is the bundle, and it has the environment of the
 //! document and nothing else; where that has none (no `env`), the shim's. It gets the state on its standard input and need not read it.
@@ -50,6 +51,8 @@ const LAST_WORDS: usize = 4096;
 /// Bytes that a hook which has ended may have left in its pipe: the largest one that there is by default
 /// (`fs.pipe-max-size`). A child of its may go on writing.
 const MOST_LEFT: usize = 1 << 20;
+/// What no hook takes: for sums of absurd timeouts.
+const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
 /// Time for a hook that was killed to be gone.
 const KILLED: Duration = Duration::from_secs(1);
 
@@ -188,6 +191,8 @@ pub struct Hooks {
     create_runtime: Vec<Hook>,
     poststart: Vec<Hook>,
     poststop: Vec<Hook>,
+    /// Time for those that run in the guest, by the agent.
+    inside: Duration,
 }
 
 impl Hooks {
@@ -210,6 +215,8 @@ impl Hooks {
             hooks.create_runtime = list(Kind::CreateRuntime, written.create_runtime())?;
             hooks.poststart = list(Kind::Poststart, written.poststart())?;
             hooks.poststop = list(Kind::Poststop, written.poststop())?;
+            let inside = written.start_container().iter().flatten().map(most);
+            hooks.inside = inside.fold(Duration::ZERO, Duration::saturating_add).min(LONGEST);
         }
         Ok(hooks)
     }
@@ -218,6 +225,12 @@ impl Hooks {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         [&self.prestart, &self.create_runtime, &self.poststart, &self.poststop].iter().all(|hooks| hooks.is_empty())
+    }
+
+    /// How long the `startContainer` hooks may take.
+    #[must_use]
+    pub fn inside(&self) -> Duration {
+        self.inside
     }
 
     /// Runs the hooks of Create; `pid` is the container's process on the host.
@@ -280,6 +293,12 @@ struct Hook {
     called: Option<String>,
     environment: Option<Vec<(String, String)>>,
     timeout: Option<Duration>,
+}
+
+/// How long a hook in the guest may take. The agent refuses a timeout that is none.
+fn most(hook: &runtime::Hook) -> Duration {
+    let own = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
+    own.unwrap_or_else(|| limits().hook())
 }
 
 fn list(kind: Kind, hooks: &Option<Vec<runtime::Hook>>) -> Result<Vec<Hook>, HookError> {

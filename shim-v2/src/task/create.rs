@@ -20,7 +20,7 @@ use super::pod::{Pod, Sandbox};
 use super::process::Process;
 use super::stdio::{Names, Owner, Stdio};
 use crate::bootstrap::are_runcs;
-use crate::config::Config;
+use crate::config::{Config, limits};
 use crate::host::hooks::Hooks;
 use crate::host::installed;
 use crate::host::process::{Child, Inheritance, Network};
@@ -86,6 +86,8 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
             oci_spec: document,
             root_share: root_share(id),
             volumes,
+            bundle: bundle.to_string_lossy().into_owned(),
+            hook_s: u32::try_from(limits().hook().as_secs()).unwrap_or(u32::MAX),
             ..CreateContainerRequest::default()
         };
         in_guest(pod, sandbox, &bundle, request, &names).await

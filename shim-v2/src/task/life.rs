@@ -150,7 +150,7 @@ impl Life {
         if container.init.phase() != Phase::Created {
             return Err(TaskError::State { id: id.to_owned(), what: "start it", state: container.state() });
         }
-        if let Err(cause) = self.sandbox(id)?.agent.start_container(id).await {
+        if let Err(cause) = self.sandbox(id)?.agent.start_container(id, container.hooks.inside()).await {
             error!(container = id, stage = "start"; "{cause}");
             if let AgentError::Refused { .. } = cause {
                 // Its init has ended: the client deletes it next, which it can only once the exit was told.

@@ -173,13 +173,15 @@ impl AgentClient {
         Ok(self.answer("make the container", created).await?.pid)
     }
 
-    /// Lets a container's program run.
+    /// Lets a container's program run, behind hooks that take `hooks` at most.
     ///
     /// # Errors
     /// See [`AgentError`].
-    pub async fn start_container(&self, id: &str) -> Result<(), AgentError> {
+    pub async fn start_container(&self, id: &str, hooks: Duration) -> Result<(), AgentError> {
         let request = rpc::StartContainerRequest { id: id.to_owned(), ..Default::default() };
-        self.answer("start the container", self.client.start_container(self.context(), &request)).await.map(drop)
+        let limit = self.limit.saturating_add(hooks);
+        let started = self.client.start_container(context_for(limit), &request);
+        self.answer_within(Limit::Call, limit, "start the container", started).await.map(drop)
     }
 
     /// Runs one more process in a container; returns its pid in the guest.

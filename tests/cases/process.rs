@@ -1,0 +1,167 @@
+//! When, where and as what a container's processes run, and hooks among them: what the document says, seen inside.
+
+use husk_tests::ctr::{Output, Runtime, ctr};
+use husk_tests::host::leaves_nothing;
+use serde_json::{Value, json};
+
+use crate::document::document;
+use crate::{busybox, refused};
+
+/// Runs a document whose program is a script.
+fn run(runtime: Runtime, id: &str, script: &str, change: impl Fn(&mut Value)) -> Output {
+    let root = busybox();
+    let file = document(root.path(), script, |document| {
+        change(document);
+        document["linux"]["cgroupsPath"] = format!("/default/{id}").into();
+    });
+    ctr(&["run", "--rm", "--runtime", runtime.name(), "--config", file.path().to_str().unwrap(), id])
+}
+
+/// What husk's process sees.
+fn seen(id: &str, script: &str, change: impl Fn(&mut Value)) -> String {
+    let output = run(Runtime::Husk, id, script, change);
+    assert_eq!(output.status, 0, "{}{}", output.text(), output.errors());
+    output.text()
+}
+
+fn namespace(document: &mut Value, kind: &str) {
+    document["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": kind }));
+}
+
+#[test]
+fn clocks_of_a_time_namespace_are_its_own() {
+    leaves_nothing(|| {
+        let script = "cat /proc/self/timens_offsets; cut -d. -f1 /proc/uptime; readlink /proc/self/ns/time /proc/self/ns/time_for_children";
+        for user_namespace in [false, true] {
+            let text = seen("clocks", script, |document| {
+                namespace(document, "time");
+                document["linux"]["timeOffsets"] =
+                    json!({ "monotonic": { "secs": 1000, "nanosecs": 5 }, "boottime": { "secs": 86400 } });
+                if user_namespace {
+                    namespace(document, "user");
+                    let all = json!([{ "containerID": 0, "hostID": 0, "size": 65536 }]);
+                    document["linux"]["uidMappings"] = all.clone();
+                    document["linux"]["gidMappings"] = all;
+                }
+            });
+            let words: Vec<&str> = text.split_whitespace().collect();
+            assert_eq!(words[..6], ["monotonic", "1000", "5", "boottime", "86400", "0"], "{text}");
+            let uptime: u64 = words[6].parse().unwrap();
+            assert!((86400..87400).contains(&uptime), "{text}");
+            assert_eq!(
+                words[7].replace("time:", ""),
+                words[8].replace("time_for_children:", "").replace("time:", ""),
+                "{text}"
+            );
+        }
+        let wrong = |words: &[&str], change: &dyn Fn(&mut Value)| {
+            refused(&run(Runtime::Husk, "wrong", "true", change), words);
+        };
+        wrong(&["linux.timeOffsets", "no time namespace"], &|document| {
+            document["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1 } });
+        });
+        wrong(&["linux.timeOffsets \"realtime\""], &|document| {
+            namespace(document, "time");
+            document["linux"]["timeOffsets"] = json!({ "realtime": { "secs": 1 } });
+        });
+        // Before the guest's boot.
+        wrong(&["linux.timeOffsets", "boottime -1000000 0"], &|document| {
+            namespace(document, "time");
+            document["linux"]["timeOffsets"] = json!({ "boottime": { "secs": -1_000_000 } });
+        });
+    });
+}
+
+#[test]
+fn policy_and_priorities_are_the_processs() {
+    leaves_nothing(|| {
+        // Policy and nice value of proc_pid_stat(5), behind the name; and what ioprio_get(2) says.
+        let script = "cut -d' ' -f19,41 /proc/self/stat; busybox ionice -p $$";
+        let change = |document: &mut Value| {
+            document["process"]["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": 7 });
+            document["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 3 });
+        };
+        let text = seen("batch", script, change);
+        assert!(text.starts_with("7 3\n") && text.contains("best-effort: prio 3"), "{text}");
+        let text = seen("fifo", "cut -d' ' -f40,41 /proc/self/stat; busybox ionice -p $$", |document| {
+            document["process"]["scheduler"] = json!({ "policy": "SCHED_FIFO", "priority": 42 });
+            document["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_IDLE" });
+        });
+        assert!(text.starts_with("42 1\n") && text.contains("idle"), "{text}");
+        let wrong = run(Runtime::Husk, "wrong", "true", |document| {
+            document["process"]["scheduler"] = json!({ "policy": "SCHED_OTHER", "nice": 40 });
+        });
+        refused(&wrong, &["process.scheduler.nice 40"]);
+    });
+}
+
+#[test]
+fn names_personality_and_labels_are_as_said() {
+    leaves_nothing(|| {
+        let script = "cat /proc/sys/kernel/domainname /proc/sys/kernel/hostname; uname -m; \
+            grep -c shared: /proc/self/mountinfo";
+        let text = seen("names", script, |document| {
+            document["hostname"] = "named".into();
+            document["domainname"] = "example.org".into();
+            document["linux"]["personality"] = json!({ "domain": "LINUX32" });
+            document["linux"]["rootfsPropagation"] = "shared".into();
+            document["process"]["apparmorProfile"] = "cri-containerd.apparmor.d".into();
+            document["process"]["selinuxLabel"] = "system_u:system_r:container_t:s0:c4,c5".into();
+            document["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0:c4,c5".into();
+        });
+        assert!(text.starts_with("example.org\nnamed\ni686\n"), "{text}");
+        assert!(text.ends_with("\n1\n"), "only the root is shared: {text}");
+        for (words, key, value) in [
+            (["linux.rootfsPropagation", "\"sideways\""], "rootfsPropagation", json!("sideways")),
+            (["linux.intelRdt", "husk cannot do this"], "intelRdt", json!({ "closID": "one" })),
+            (["linux.personality.flags", "none"], "personality", json!({ "domain": "LINUX", "flags": ["X"] })),
+        ] {
+            let wrong = run(Runtime::Husk, "wrong", "true", |document| document["linux"][key] = value.clone());
+            refused(&wrong, &words);
+        }
+    });
+}
+
+/// A `startContainer` hook of the container's shell.
+fn hook(script: &str) -> Value {
+    json!({ "path": "/bin/sh", "args": ["hook", "-c", script], "env": ["PATH=/bin"] })
+}
+
+#[test]
+fn hooks_of_the_container_run_before_its_program() {
+    leaves_nothing(|| {
+        let script = "cat /tmp/told; ls /tmp";
+        let with = |runtime: Runtime, id: &str| {
+            let output = run(runtime, id, script, |document| {
+                document["annotations"] = json!({ "husk.test/key": "value" });
+                document["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+                let state = "sed 's/.*\"status\":\"\\([a-z]*\\)\".*/\\1/'";
+                let told =
+                    format!("{{ {state}; id -u; pwd; grep -E '^(NoNewPrivs|CapEff)' /proc/self/status; }} >/tmp/told");
+                document["hooks"]["startContainer"] = json!([hook(&told), hook("echo >/tmp/second")]);
+            });
+            assert_eq!(output.status, 0, "{}{}", output.text(), output.errors());
+            output.text()
+        };
+        let husk = with(Runtime::Husk, "hook-husk");
+        assert_eq!(husk, with(Runtime::Runc, "hook-runc"));
+        assert!(husk.starts_with("created\n1000\n/\n") && husk.ends_with("second\ntold\n"), "{husk}");
+        for (runtime, id) in [(Runtime::Runc, "fail-runc"), (Runtime::Husk, "fail-husk")] {
+            let output = run(runtime, id, "echo ran", |document| {
+                document["hooks"]["startContainer"] = json!([hook("echo no room for it >&2; exit 3"), hook("true")]);
+            });
+            refused(&output, &["hook #0", "exit status 3", "no room for it"]);
+            assert_eq!(output.text(), "");
+        }
+        let slow = run(Runtime::Husk, "slow", "echo ran", |document| {
+            let mut slow = hook("sleep 1000");
+            slow["timeout"] = 1.into();
+            document["hooks"]["startContainer"] = json!([slow]);
+        });
+        refused(&slow, &["startContainer hook #0", "did not end in 1 s"]);
+        let create = run(Runtime::Husk, "create", "echo ran", |document| {
+            document["hooks"]["createContainer"] = json!([hook("true")]);
+        });
+        refused(&create, &["hooks.createContainer", "a file of the host", "startContainer hooks in the container"]);
+    });
+}
