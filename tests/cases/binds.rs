@@ -177,6 +177,26 @@ fn mount_options_hold_inside() {
 }
 
 #[test]
+fn ids_of_a_mount_are_mapped() {
+    leaves_nothing(|| {
+        // A file system whose mounts can be mapped, whatever the host's root is.
+        let host = tempfile::tempdir().unwrap();
+        let tmpfs = Tmpfs::on(&host.path().join("mapped"));
+        fs::write(tmpfs.0.join("file"), "").unwrap();
+        std::os::unix::fs::chown(tmpfs.0.join("file"), Some(5), Some(6)).unwrap();
+        let one = |outside: u32| json!([{ "containerID": 0, "hostID": outside, "size": 1000 }]);
+        let mut mount = bind(&tmpfs.0, "/mapped", &["rbind"]);
+        (mount["uidMappings"], mount["gidMappings"]) = (one(3000), one(4000));
+        let root = busybox();
+        let script = "stat -c '%u %g' /mapped/file; chown 3007:4008 /mapped/file";
+        let output = run("binds-ids", root.path(), Runtime::Husk, script, &[mount]);
+        assert_eq!(output.text(), "3005 4006\n", "{}", output.errors());
+        let metadata = fs::metadata(tmpfs.0.join("file")).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (7, 8));
+    });
+}
+
+#[test]
 fn a_file_goes_where_a_link_of_the_image_points() {
     leaves_nothing(|| {
         let host = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 pub mod aside;
+pub mod compatibility;
 pub mod ctr;
 pub mod host;
 pub mod husk;

@@ -91,6 +91,11 @@ impl Plan {
         }
         let devices = Node::all(linux.devices().as_deref().unwrap_or_default())?;
         refuse_what_is_the_hosts(&linux)?;
+        let misplaced = [spec.uid_mappings(), spec.gid_mappings()];
+        if misplaced.into_iter().flatten().any(|mappings| !mappings.is_empty()) {
+            let what = "uidMappings and gidMappings of the whole document".to_owned();
+            return Err(PlanError::Invalid { what, why: "the specification has them in linux and in mounts" });
+        }
         let domainname = spec.domainname().as_deref().is_some_and(|name| !name.is_empty());
         if domainname && namespaces & u64::from(libc::CLONE_NEWUTS.unsigned_abs()) == 0 {
             return Err(PlanError::Invalid {
@@ -104,6 +109,11 @@ impl Plan {
         let filter = linux.seccomp().as_ref().map(Filter::of).transpose()?;
         let common = Arc::new(Common { filter, personality: personality(&linux)? });
         let mut notices = Vec::from_iter(process.notices());
+        if of_other_platforms(&spec) {
+            notices.push(
+                "windows, solaris, vm, zos, process.commandLine and process.user.username are of other platforms and do nothing",
+            );
+        }
         if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
             notices.push("SELinux does not exist in the guest: linux.mountLabel is not applied");
         }
@@ -298,6 +308,21 @@ fn refuse_what_is_the_hosts(linux: &Linux) -> Result<(), PlanError> {
         }
     }
     Ok(())
+}
+
+/// Whether the document has parts that Linux has no use for. (What `vm` says of a machine is husk's own to say.)
+fn of_other_platforms(spec: &Spec) -> bool {
+    let process = spec.process().as_ref();
+    let user = process.and_then(|process| process.user().username().as_ref());
+    [
+        spec.windows().is_some(),
+        spec.solaris().is_some(),
+        spec.vm().is_some(),
+        spec.zos().is_some(),
+        process.and_then(|process| process.command_line().as_ref()).is_some_and(|line| !line.is_empty()),
+        user.is_some_and(|name| !name.is_empty()),
+    ]
+    .contains(&true)
 }
 
 fn personality(linux: &Linux) -> Result<Option<libc::c_ulong>, PlanError> {

@@ -59,6 +59,8 @@ fn what_cannot_be_is_refused_by_name() {
     let source = Sources::from([(0, PathBuf::from("/run/husk/shares/x"))]);
     // The document's first mount is /proc.
     assert!(Plan::new(document(|_| {}), source).unwrap_err().to_string().contains("no other mount has"));
+    let misplaced = |d: &mut serde_json::Value| d["uidMappings"] = serde_json::json!([mapping(0, 1, 1)]);
+    assert!(refusal(misplaced).contains("uidMappings and gidMappings of the whole document"));
     let up = |d: &mut serde_json::Value| {
         d["mounts"] = serde_json::json!([{ "destination": "/../x", "type": "tmpfs" }]);
     };
@@ -143,6 +145,10 @@ fn what_is_not_applied_is_said() {
         d["linux"]["resources"] = serde_json::json!({ "memory": { "swappiness": 10 } });
     }));
     assert_eq!(plan.unwrap().notices().len(), 3);
+    let plan = planned(document(|d| d["process"]["user"]["username"] = "somebody".into()));
+    assert!(plan.unwrap().notices()[0].contains("process.user.username"));
+    let plan = planned(document(|d| d["windows"] = serde_json::json!({ "layerFolders": ["C:\\"] })));
+    assert!(plan.unwrap().notices()[0].contains("windows"));
 }
 
 #[test]

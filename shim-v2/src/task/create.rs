@@ -15,6 +15,7 @@ use protobuf::{Message, MessageField};
 use rustix::fs::{Mode, OFlags};
 
 use super::container::{Container, Made};
+use super::document;
 use super::error::TaskError;
 use super::pod::{Pod, Sandbox};
 use super::process::Process;
@@ -45,7 +46,10 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let spec_path = bundle.join("config.json");
     let spec_error = |cause| TaskError::Spec { id: id.to_owned(), cause };
     let document = std::fs::read(&spec_path).map_err(|cause| spec_error(cause.into()))?;
-    let spec: Spec = serde_json::from_slice(&document).map_err(|cause| spec_error(cause.into()))?;
+    let (spec, unknown) = document::read(&document).map_err(spec_error)?;
+    if !unknown.is_empty() {
+        warn!(container = id, stage = "request"; "config.json has fields that husk does not know, and that do nothing: {unknown}");
+    }
     if let Some(path) = network_namespace(&spec).and_then(|namespace| namespace.path().as_ref())
         && !path.is_absolute()
     {

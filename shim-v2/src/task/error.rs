@@ -2,6 +2,7 @@
 
 use ttrpc::Code;
 
+use super::document::DocumentError;
 use super::pod::PodError;
 use super::stdio::StdioError;
 use crate::config::ConfigError;
@@ -80,7 +81,7 @@ pub enum TaskError {
         /// Which.
         id: String,
         /// Why.
-        cause: oci_spec::OciSpecError,
+        cause: DocumentError,
     },
     /// The configuration.
     #[error(transparent)]

@@ -8,6 +8,7 @@
 mod changes;
 mod container;
 mod create;
+mod document;
 mod error;
 mod execs;
 mod exits;

@@ -1,0 +1,111 @@
+//! Reading the runtime document: what is wrong with it is told by the name of the field, and a field that nobody here knows
+//! is told, not passed over.
+
+use std::fmt;
+
+use oci_spec::runtime::Spec;
+
+/// Names of unknown fields that one message has.
+const MOST_NAMES: usize = 16;
+
+/// Why a document cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// The file.
+    #[error("{0}")]
+    File(#[from] std::io::Error),
+    /// It is no document.
+    #[error("{field}: {cause}")]
+    Content {
+        /// The field, as `mounts[3].destination`; `.` for the whole.
+        field: String,
+        /// What is wrong, and where.
+        cause: serde_json::Error,
+    },
+}
+
+/// Fields of a document that mean nothing here: of a later version of the specification, or misspelled.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Unknown(Vec<String>);
+
+impl Unknown {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0[..self.0.len().min(MOST_NAMES)].join(", "))?;
+        match self.0.len().saturating_sub(MOST_NAMES) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// Reads a document.
+///
+/// # Errors
+/// See [`DocumentError`].
+pub fn read(bytes: &[u8]) -> Result<(Spec, Unknown), DocumentError> {
+    let mut unknown = Unknown::default();
+    let mut content = serde_json::Deserializer::from_slice(bytes);
+    let spec = serde_ignored::deserialize(&mut content, |path| {
+        // It writes ".?" for what may be missing.
+        unknown.0.push(path.to_string().replace(".?", ""));
+    });
+    match spec.and_then(|spec| content.end().map(|()| spec)) {
+        Ok(spec) => Ok((spec, unknown)),
+        Err(cause) => Err(named(bytes, cause)),
+    }
+}
+
+/// The error with its field, for which everything is read once more: only who fails pays for the names.
+fn named(bytes: &[u8], cause: serde_json::Error) -> DocumentError {
+    let mut content = serde_json::Deserializer::from_slice(bytes);
+    match serde_path_to_error::deserialize::<_, Spec>(&mut content) {
+        Err(found) => DocumentError::Content { field: found.path().to_string(), cause: found.into_inner() },
+        // What comes behind the document.
+        Ok(_) => DocumentError::Content { field: ".".to_owned(), cause },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        read(text.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_error_names_its_field() {
+        assert!(error("").starts_with(".: EOF while parsing"));
+        assert!(error("7").starts_with(".: invalid type: integer `7`, expected struct Spec"), "{}", error("7"));
+        assert!(error("{\"ociVersion\":\"1.0\"} x").starts_with(".: trailing characters"));
+        let text = r#"{"ociVersion":"1.0","linux":{"resources":{"memory":{"limit":"1g"}}}}"#;
+        assert!(error(text).starts_with("linux.resources.memory.limit: invalid type: string \"1g\", expected i64"));
+        let text = r#"{"ociVersion":"1.0","mounts":[{"destination":"/a"},{"destination":7}]}"#;
+        assert!(error(text).starts_with("mounts[1].destination: invalid type: integer `7`"), "{}", error(text));
+        let text = r#"{"ociVersion":"1.0","process":{"cwd":"/","user":{"uid":0,"gid":0},"rlimits":[{"type":"RLIMIT_X","hard":1,"soft":1}]}}"#;
+        assert!(error(text).starts_with("process.rlimits[0].type: unknown variant `RLIMIT_X`"), "{}", error(text));
+        let text = r#"{"ociVersion":"1.0","linux":{"namespaces":[{"type":"universe"}]}}"#;
+        assert!(error(text).starts_with("linux.namespaces[0].type: unknown variant `universe`"), "{}", error(text));
+    }
+
+    #[test]
+    fn what_nobody_knows_is_named() {
+        let text =
+            r#"{"ociVersion":"1.0","colour":1,"linux":{"resources":{"memory":{"limitt":1}}},"annotations":{"a":"b"}}"#;
+        let (spec, unknown) = read(text.as_bytes()).unwrap();
+        assert_eq!(unknown.to_string(), "colour, linux.resources.memory.limitt");
+        assert_eq!(spec.annotations().as_ref().unwrap()["a"], "b");
+        let many: Vec<_> = (0..20).map(|number| format!("\"x{number}\":0")).collect();
+        let (_, unknown) = read(format!("{{\"ociVersion\":\"1.0\",{}}}", many.join(",")).as_bytes()).unwrap();
+        assert!(unknown.to_string().ends_with("x15 and 4 more"), "{unknown}");
+        assert!(read(br#"{"ociVersion":"1.0"}"#).unwrap().1.is_empty());
+    }
+}

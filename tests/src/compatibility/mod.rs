@@ -1,0 +1,197 @@
+//! What husk does with each field of an OCI runtime document, and the test that tries it: `tests/compatibility.toml` says
+//! it, and the table in `docs/compatibility.md` is made from that. A field of `oci-spec` that has no row, and a row whose test
+//! does not exist, fail a unit test here.
+
+mod fields;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use serde::Deserialize;
+
+/// Where the table begins in the page; it goes on to the page's end.
+const BEGIN: &str =
+    "<!-- made from tests/compatibility.toml by `cargo run -p husk-tests --bin husk-compatibility` -->\n";
+
+/// Words for fields that do not take any.
+const WORDS: [(&str, &str); 7] = [
+    ("process.execCPUAffinity.initial", "0"),
+    ("process.execCPUAffinity.final", "0"),
+    ("process.capabilities.ambient[]", "CAP_CHOWN"),
+    ("process.capabilities.bounding[]", "CAP_CHOWN"),
+    ("process.capabilities.effective[]", "CAP_CHOWN"),
+    ("process.capabilities.inheritable[]", "CAP_CHOWN"),
+    ("process.capabilities.permitted[]", "CAP_CHOWN"),
+];
+
+/// What becomes of a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Done {
+    /// It holds in the guest.
+    Guest,
+    /// It holds on the host.
+    Host,
+    /// A document with it is refused, by name.
+    Refused,
+    /// It is taken, has no effect, and the log says so.
+    Said,
+    /// It has no effect, and none is wanted: a note says why.
+    Nothing,
+}
+
+impl Done {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "in the guest",
+            Self::Host => "by the host",
+            Self::Refused => "refused",
+            Self::Said => "no effect, said in the log",
+            Self::Nothing => "no effect",
+        }
+    }
+}
+
+/// A row of the table.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    done: Done,
+    /// `module::case` of `tests/cases/`, or `path/of/file.rs::test`.
+    test: String,
+    #[serde(default)]
+    note: String,
+    /// It stands for all fields below it, too.
+    #[serde(default)]
+    below: bool,
+}
+
+/// The files of a repository.
+#[derive(Debug)]
+pub struct Repository(PathBuf);
+
+impl Repository {
+    /// The one that this was built in.
+    #[must_use]
+    pub fn this() -> Self {
+        Self(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+    }
+
+    /// `docs/compatibility.md`.
+    #[must_use]
+    pub fn page(&self) -> PathBuf {
+        self.0.join("docs/compatibility.md")
+    }
+
+    fn read(&self, path: &str) -> Result<String, String> {
+        fs::read_to_string(self.0.join(path)).map_err(|cause| format!("cannot read {path}: {cause}"))
+    }
+
+    fn rows(&self) -> Result<BTreeMap<String, Row>, String> {
+        toml::from_str(&self.read("tests/compatibility.toml")?)
+            .map_err(|cause| format!("tests/compatibility.toml: {cause}"))
+    }
+
+    /// The page as it has to be.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a page without a table.
+    pub fn made(&self) -> Result<String, String> {
+        let page = self.read("docs/compatibility.md")?;
+        let (before, _) = page.split_once(BEGIN).ok_or("docs/compatibility.md: where does the table begin?")?;
+        Ok(format!("{before}{BEGIN}{}", table(&self.rows()?)))
+    }
+
+    /// Whether there is a test of this name.
+    fn has(&self, test: &str) -> bool {
+        let Some((place, name)) = test.rsplit_once("::") else { return false };
+        let path = if place.contains('/') { place.to_owned() } else { format!("tests/cases/{place}.rs") };
+        self.read(&path).is_ok_and(|source| is_test(&source, name))
+    }
+}
+
+/// Whether the function `name` of a source is a test.
+fn is_test(source: &str, name: &str) -> bool {
+    let (function, mut attribute) = (format!("fn {name}()"), false);
+    for line in source.lines().map(str::trim) {
+        if attribute && line.trim_start_matches("async ").starts_with(&function) {
+            return true;
+        }
+        attribute = line.starts_with("#[") && (attribute || line.contains("test]") || line.contains("::test("));
+    }
+    false
+}
+
+fn table(rows: &BTreeMap<String, Row>) -> String {
+    let mut text = String::from("\n| field | husk | tried by | |\n|---|---|---|---|\n");
+    for (path, row) in rows {
+        let below = if row.below { " and all below" } else { "" };
+        let _ = writeln!(text, "| `{path}`{below} | {} | `{}` | {} |", row.done.name(), row.test, row.note);
+    }
+    text
+}
+
+/// What does not fit together: fields without a row, rows without a field.
+fn wrong(rows: &BTreeMap<String, Row>, fields: &BTreeSet<String>) -> Vec<String> {
+    let covers = |path: &str, field: &str| {
+        path == field
+            || rows[path].below && field.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[', '{']))
+    };
+    // A structure's own field is in its parts.
+    let has_parts = |field: &str| {
+        fields.iter().any(|other| other.strip_prefix(field).is_some_and(|rest| rest.starts_with(['.', '[', '{'])))
+    };
+    let bare = fields.iter().filter(|field| !has_parts(field) && !rows.keys().any(|path| covers(path, field)));
+    let strange = rows.keys().filter(|path| !fields.contains(*path));
+    bare.map(|field| format!("{field}: no row")).chain(strange.map(|path| format!("{path}: no field"))).collect()
+}
+
+/// The fields of a runtime document.
+fn of_document() -> Result<BTreeSet<String>, String> {
+    fields::of::<Spec>(&WORDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_has_a_row_and_every_row_a_test() {
+        let (repository, fields) = (Repository::this(), of_document().unwrap());
+        assert!(fields.contains("linux.resources.cpu.burst") && fields.len() > 200, "{fields:?}");
+        let rows = repository.rows().unwrap();
+        assert_eq!(wrong(&rows, &fields), [] as [&str; 0]);
+        let none: Vec<_> = rows.iter().filter(|(_, row)| !repository.has(&row.test)).collect();
+        assert!(none.is_empty(), "rows whose test is not there: {none:#?}");
+        for (path, row) in &rows {
+            assert!(row.done != Done::Nothing || !row.note.is_empty(), "{path}: why has it no effect?");
+        }
+    }
+
+    #[test]
+    fn the_page_is_made_from_the_rows() {
+        let repository = Repository::this();
+        let page = fs::read_to_string(repository.page()).unwrap();
+        assert_eq!(page, repository.made().unwrap(), "run `cargo run -p husk-tests --bin husk-compatibility`");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_found() {
+        let row = |below| Row { done: Done::Guest, test: String::new(), note: String::new(), below };
+        let fields: BTreeSet<String> =
+            ["a", "a.b", "a.b[].c", "ab", "d", "d.e"].into_iter().map(str::to_owned).collect();
+        let rows = BTreeMap::from([("a".to_owned(), row(true)), ("f".to_owned(), row(false))]);
+        assert_eq!(wrong(&rows, &fields), ["ab: no row", "d.e: no row", "f: no field"]);
+    }
+
+    #[test]
+    fn only_tests_are_tests() {
+        let source = "fn helper() {}\n#[test]\nfn a() {}\n    #[tokio::test]\n    async fn b() {}\n#[test]\n#[ignore]\nfn c() {}\n#[cfg(x)]\nfn d() {}\n";
+        let tests: Vec<_> =
+            ["helper", "a", "b", "c", "d", "e"].into_iter().filter(|name| is_test(source, name)).collect();
+        assert_eq!(tests, ["a", "b", "c"]);
+    }
+}
