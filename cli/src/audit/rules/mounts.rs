@@ -94,6 +94,9 @@ const PLACES: [Place; 33] = [
     place("/run", High, Some(High), false, "sockets and state of the host's services"),
 ];
 
+/// Where every host has other mounts below, which a mount that is read-only, but not recursively, leaves writable.
+const WITH_MOUNTS_BELOW: [&str; 4] = ["/", "/sys", "/run", "/var"];
+
 /// Nobody's business: made for one container, or empty of others' data.
 const DEVICE_DIRECTORIES_THAT_ARE_MEMORY: [&str; 2] = ["/dev/shm", "/dev/mqueue"];
 
@@ -152,8 +155,10 @@ pub fn runtime_socket(document: &Document) -> Vec<Hit> {
 
 /// The place that a source is, or that is below it.
 fn judged(mount: &Mount) -> Option<(&'static Place, Severity)> {
-    let writable = !mount.is_read_only() || mount.is_writable_below();
-    let severity = |place: &Place| if writable { Some(place.write) } else { place.read };
+    let severity = |place: &Place| {
+        let below = mount.is_writable_below() && WITH_MOUNTS_BELOW.contains(&place.path);
+        if !mount.is_read_only() || below { Some(place.write) } else { place.read }
+    };
     let of = |source: &String| {
         let at = PLACES.iter().find(|place| place.path == source || (place.tree && is_within(source, place.path)));
         Some((at?, severity(at?)?))

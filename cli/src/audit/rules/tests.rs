@@ -375,6 +375,7 @@ fn mounts_of_the_host_are_weighed() {
         // Mounts below it stay as they are.
         ("/", &["rbind", "ro"], Some(("host-mount", Severity::Critical))),
         ("/etc", &["bind"], Some(("host-mount", Severity::Critical))),
+        ("/etc", &["rbind", "ro"], Some(("host-mount", Severity::Medium))),
         ("/etc/cron.d", &["bind"], Some(("host-mount", Severity::High))),
         ("/etc/resolv.conf", &["bind", "ro"], None),
         ("/etc/shadow", &["bind", "ro"], Some(("host-mount", Severity::High))),
