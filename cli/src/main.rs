@@ -1,5 +1,7 @@
 //! `husk`: the command that people type. One command is one module.
 
+mod audit;
+mod capabilities;
 mod check;
 mod host;
 mod installed;
@@ -7,6 +9,7 @@ mod logs;
 mod pods;
 mod process;
 mod ps;
+mod seccomp;
 mod terminal;
 mod version;
 
@@ -32,6 +35,10 @@ enum Command {
     Ps(ps::Arguments),
     /// Show husk's log of a pod and its guest's console
     Logs(logs::Arguments),
+    /// Say what a container or an OCI document allows, by severity
+    Audit(audit::Arguments),
+    /// Print the default seccomp profile, or make one of what a program does
+    Seccomp(seccomp::Arguments),
     /// Measure starts, execs and idle memory of containerd's runtimes
     Bench(bench::Arguments),
     /// Say which version this is, and which are installed
@@ -43,6 +50,8 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Ps(arguments) => ps::run(&arguments),
         Command::Logs(arguments) => logs::run(&arguments),
+        Command::Audit(arguments) => audit::run(&arguments),
+        Command::Seccomp(arguments) => seccomp::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Version(arguments) => version::run(&arguments),
     }

@@ -41,7 +41,10 @@ pub fn all(host: &Host) -> Result<Vec<Pod>, String> {
 }
 
 /// The directories in a directory; none if there is no such directory.
-fn names(directory: &Path) -> Result<Vec<String>, String> {
+///
+/// # Errors
+/// Why they cannot be listed, in words.
+pub fn names(directory: &Path) -> Result<Vec<String>, String> {
     let failed = |cause: io::Error| match cause.kind() {
         ErrorKind::PermissionDenied => format!("{} is root's: try again as root, with sudo", directory.display()),
         _ => format!("cannot read {}: {cause}", directory.display()),

@@ -64,6 +64,13 @@ impl Containerd {
         self.argument("config", "c").map_or_else(|| host.etc.join("containerd/config.toml"), PathBuf::from)
     }
 
+    /// Where it keeps what runs: its argument, else its configuration's word, else the usual place.
+    pub fn state(&self, host: &Host) -> PathBuf {
+        let configured = || Configuration::read(&self.configuration(host)).ok()?.state();
+        let state = self.argument("state", "state").or_else(configured);
+        state.map_or_else(|| host.run.join("containerd"), PathBuf::from)
+    }
+
     /// The value of an argument of the running process, by its long name (one dash or two) or its short one.
     fn argument(&self, long: &str, short: &str) -> Option<String> {
         let words = self.arguments.as_deref()?;
@@ -79,7 +86,7 @@ impl Containerd {
 }
 
 /// The texts between zeros.
-fn strings(bytes: &[u8]) -> Vec<String> {
+pub fn strings(bytes: &[u8]) -> Vec<String> {
     let texts = bytes.split(|byte| *byte == 0).filter(|text| !text.is_empty());
     texts.map(|text| String::from_utf8_lossy(text).into_owned()).collect()
 }
@@ -214,6 +221,12 @@ mod tests {
         assert_eq!(found.configuration(&host), Path::new("/etc/c.toml"));
         fs::write(host.proc.join("77/cmdline"), b"containerd\0".as_slice()).unwrap();
         assert_eq!(Containerd::find(&host).configuration(&host), host.etc.join("containerd/config.toml"));
+        assert_eq!(Containerd::find(&host).state(&host), host.run.join("containerd"));
+        fs::create_dir_all(host.etc.join("containerd")).unwrap();
+        fs::write(host.etc.join("containerd/config.toml"), "state = \"/run/other\"\n").unwrap();
+        assert_eq!(Containerd::find(&host).state(&host), Path::new("/run/other"));
+        fs::write(host.proc.join("77/cmdline"), b"containerd\0--state=/run/k3s\0".as_slice()).unwrap();
+        assert_eq!(Containerd::find(&host).state(&host), Path::new("/run/k3s"));
         fs::remove_file(host.proc.join("77/exe")).unwrap();
         std::os::unix::fs::symlink("/opt/c/containerd (deleted)", host.proc.join("77/exe")).unwrap();
         assert_eq!(Containerd::find(&host).program.as_deref(), Some(Path::new("/opt/c/containerd")));

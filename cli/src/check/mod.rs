@@ -1,6 +1,6 @@
 //! `husk check`: whether a pod would run on this host, point by point, and what to do where not.
 
-mod containerd;
+pub mod containerd;
 mod files;
 mod guest;
 mod kernel;

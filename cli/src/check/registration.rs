@@ -80,6 +80,12 @@ impl Configuration {
         self.files.iter().rev().find_map(|(_, table)| grpc(table)).filter(|address| !address.is_empty())
     }
 
+    /// Where containerd keeps what runs, if the file says it.
+    pub fn state(&self) -> Option<String> {
+        let state = |table: &Table| Some(table.get("state")?.as_str()?.to_owned());
+        self.files.iter().rev().find_map(|(_, table)| state(table)).filter(|state| !state.is_empty())
+    }
+
     /// The point: that it can be read.
     pub fn point(&self) -> Point {
         let name = "containerd.config";
