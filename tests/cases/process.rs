@@ -31,7 +31,7 @@ fn namespace(document: &mut Value, kind: &str) {
 #[test]
 fn clocks_of_a_time_namespace_are_its_own() {
     leaves_nothing(|| {
-        let script = "cat /proc/self/timens_offsets; cut -d. -f1 /proc/uptime; readlink /proc/self/ns/time /proc/self/ns/time_for_children";
+        let script = "cat /proc/self/timens_offsets; cut -d. -f1 /proc/uptime; readlink /proc/self/ns/time; readlink /proc/self/ns/time_for_children";
         for user_namespace in [false, true] {
             let text = seen("clocks", script, |document| {
                 namespace(document, "time");
@@ -163,7 +163,7 @@ fn an_exec_has_what_its_container_has() {
 
 /// A `startContainer` hook of the container's shell.
 fn hook(script: &str) -> Value {
-    json!({ "path": "/bin/sh", "args": ["hook", "-c", script], "env": ["PATH=/bin"] })
+    json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"] })
 }
 
 #[test]
