@@ -1,6 +1,6 @@
 //! When, where and as what a container's processes run, and hooks among them: what the document says, seen inside.
 
-use husk_tests::ctr::{Output, Runtime, ctr};
+use husk_tests::ctr::{Detached, Output, Runtime, ctr, must};
 use husk_tests::host::leaves_nothing;
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ fn namespace(document: &mut Value, kind: &str) {
 #[test]
 fn clocks_of_a_time_namespace_are_its_own() {
     leaves_nothing(|| {
-        let script = "cat /proc/self/timens_offsets; cut -d. -f1 /proc/uptime; readlink /proc/self/ns/time /proc/self/ns/time_for_children";
+        let script = "cat /proc/self/timens_offsets; cut -d. -f1 /proc/uptime; readlink /proc/self/ns/time; readlink /proc/self/ns/time_for_children";
         for user_namespace in [false, true] {
             let text = seen("clocks", script, |document| {
                 namespace(document, "time");
@@ -122,9 +122,48 @@ fn names_personality_and_labels_are_as_said() {
     });
 }
 
+#[test]
+fn an_exec_has_what_its_container_has() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let started = |id: &str, cpus: &str| {
+            let file = document(root.path(), "sleep 100000", |document| {
+                namespace(document, "time");
+                document["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 86400 } });
+                document["linux"]["personality"] = json!({ "domain": "LINUX32" });
+                document["linux"]["cgroupsPath"] = format!("/default/{id}").into();
+                document["process"]["scheduler"] = json!({ "policy": "SCHED_OTHER", "nice": 5 });
+                document["process"]["execCPUAffinity"] = json!({ "initial": "0-3", "final": cpus });
+            });
+            // ctr copies the document's process for execs.
+            let container = Detached::of(id);
+            let config = file.path().to_str().unwrap();
+            must(&["run", "-d", "--null-io", "--runtime", Runtime::Husk.name(), "--config", config, id]);
+            container
+        };
+        let container = started("execs", "0,7");
+        let script = "uname -m; cut -d' ' -f19 /proc/self/stat; taskset -p $$ | sed 's/.*: //'; \
+            cat /proc/self/timens_offsets; readlink /proc/self/ns/time; readlink /proc/1/ns/time";
+        let exec = container.exec("one", &["/bin/sh", "-c", script]);
+        let text = exec.text();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert_eq!(
+            words[..9],
+            ["i686", "5", "1", "monotonic", "0", "0", "boottime", "86400", "0"],
+            "{text}{}",
+            exec.errors()
+        );
+        assert_eq!(words[9], words[10], "{text}");
+        drop(container);
+        let container = started("nowhere", "31");
+        let exec = container.exec("one", &["/bin/true"]);
+        refused(&exec, &["process.execCPUAffinity.final 31", "none of these processors"]);
+    });
+}
+
 /// A `startContainer` hook of the container's shell.
 fn hook(script: &str) -> Value {
-    json!({ "path": "/bin/sh", "args": ["hook", "-c", script], "env": ["PATH=/bin"] })
+    json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"] })
 }
 
 #[test]

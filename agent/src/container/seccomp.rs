@@ -51,7 +51,8 @@ impl Filter {
     }
 
     fn with(document: &LinuxSeccomp, bits_32: bool) -> Result<Self, PlanError> {
-        if document.listener_path().is_some() || document.listener_metadata().is_some() {
+        let listener = document.listener_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+        if listener || document.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) {
             return Err(notify("linux.seccomp.listenerPath and listenerMetadata"));
         }
         let default = action(document.default_action(), document.default_errno_ret(), || {
