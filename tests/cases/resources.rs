@@ -43,7 +43,10 @@ fn update(id: &str, resources: &Value) -> Result<(), String> {
         resources: MessageField::some(resources),
         ..UpdateTaskRequest::default()
     };
-    shim_of(id).update(with_timeout(60_000_000_000), &request).map(drop).map_err(|cause| cause.to_string())
+    shim_of(id).update(with_timeout(60_000_000_000), &request).map(drop).map_err(|cause| match cause {
+        ttrpc::Error::RpcStatus(status) => status.message,
+        other => other.to_string(),
+    })
 }
 
 #[test]
@@ -52,7 +55,7 @@ fn limits_are_the_same_files() {
         let root = busybox();
         let script = "cd /sys/fs/cgroup; for file in pids.max memory.max memory.low memory.high memory.swap.max memory.oom.group \
             cpu.max cpu.weight cpuset.cpus cpuset.cpus.effective cpuset.mems hugetlb.2MB.max; do echo $file $(cat $file); done; \
-            echo $(busybox nproc) CPU; n=0; sh -c 'while test $n -lt 20; do /bin/sleep 100 & n=$((n + 1)); echo $n; done' 2>&1";
+            echo $(busybox nproc) CPU; sh -c 'n=0; while test $n -lt 20; do /bin/sleep 100 & n=$((n + 1)); echo $n; done' 2>&1";
         let (runc, husk) = both(root.path(), &format!("{script}; true"), |document| {
             with_cgroups(document, &["ro"]);
             document["linux"]["resources"] = json!({

@@ -14,7 +14,7 @@ use rustix::fs::{
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::below::directory_below;
-use super::numbers::Kind;
+use super::numbers::{Kind, is_given_out};
 use super::plan::{PlanError, below_root};
 use super::unprivileged::Nodes;
 
@@ -83,6 +83,11 @@ impl Node {
             device: makedev(number(device.major())?, number(device.minor())?),
             owner: Some((device.uid().unwrap_or(0), device.gid().unwrap_or(0))),
         })
+    }
+
+    /// Whether its number is another device in the guest, or none.
+    pub(super) fn is_given_out(&self) -> bool {
+        self.number().is_some_and(|(kind, major, minor)| is_given_out(kind, major, Some(minor)))
     }
 
     /// Which device it leads to; a fifo to none.

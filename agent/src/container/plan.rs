@@ -61,6 +61,8 @@ pub struct Plan {
     ids: Option<IdMappings>,
     devices: Vec<Node>,
     sources: Sources,
+    /// It may use all devices.
+    privileged: bool,
     limits: Limits,
     /// Its execs keep it.
     common: Arc<Common>,
@@ -117,6 +119,12 @@ impl Plan {
         if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
             notices.push("SELinux does not exist in the guest: linux.mountLabel is not applied");
         }
+        let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
+        let privileged = allow_everything(rules.unwrap_or_default());
+        // Before the rules, of which one allows it: this says its name.
+        if let Some(node) = devices.iter().find(|node| !privileged && node.is_given_out()) {
+            return Err(missing_device(node));
+        }
         let limits = Limits::of_new(linux.resources().as_ref())?;
         notices.extend(limits.notices());
         Ok(Self {
@@ -126,6 +134,7 @@ impl Plan {
             namespaces,
             ids,
             devices,
+            privileged,
             sources,
             limits,
             common,
@@ -185,10 +194,8 @@ impl Plan {
     /// # Errors
     /// The device that was asked for.
     pub(super) fn keep_devices_of(&mut self, drivers: &Drivers) -> Result<(), PlanError> {
-        let rules = self.linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
-        let privileged = allow_everything(rules.unwrap_or_default());
         let missing = |node: &Node| node.number().is_some_and(|(kind, major, minor)| !drivers.have(kind, major, minor));
-        if privileged {
+        if self.privileged {
             let all = self.devices.len();
             self.devices.retain(|node| !missing(node));
             if self.devices.len() < all {
@@ -197,10 +204,7 @@ impl Plan {
             return Ok(());
         }
         match self.devices.iter().find(|node| missing(node)) {
-            Some(node) => Err(PlanError::Refused {
-                what: format!("linux.devices: {node}"),
-                remedy: ": the guest has no such device, and none of the host's comes with it",
-            }),
+            Some(node) => Err(missing_device(node)),
             None => Ok(()),
         }
     }
@@ -261,6 +265,13 @@ impl Plan {
 
     pub(super) fn root_is_read_only(&self) -> bool {
         self.spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false)
+    }
+}
+
+fn missing_device(node: &Node) -> PlanError {
+    PlanError::Refused {
+        what: format!("linux.devices: {node}"),
+        remedy: ": the guest has no such device, and none of the host's comes with it",
     }
 }
 

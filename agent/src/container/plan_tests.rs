@@ -172,6 +172,14 @@ fn devices_of_the_host_are_refused_or_left_out() {
     let plan = privileged.as_mut().unwrap();
     of(plan).unwrap();
     assert_eq!((plan.devices.len(), plan.notices.len()), (1, 1));
+    // By its name, and not by the rule that allows it.
+    let given_out = refusal(|d| {
+        d["linux"]["devices"] = serde_json::json!([{ "path": "/dev/vda", "type": "b", "major": 254, "minor": 0 }]);
+        d["linux"]["resources"] = serde_json::json!({ "devices": [
+            { "allow": true, "type": "b", "major": 254, "minor": 0, "access": "rwm" }
+        ] });
+    });
+    assert!(given_out.contains("linux.devices: /dev/vda (b 254:0)"), "{given_out}");
     let all = refusal(|d| {
         d["linux"]["devices"] = serde_json::json!([{ "path": "/dev/x", "type": "a", "major": 1, "minor": 0 }])
     });

@@ -98,11 +98,29 @@ impl Repository {
     /// The page as it has to be.
     ///
     /// # Errors
-    /// A file that cannot be read, or a page without a table.
+    /// A file that cannot be read, a page without a table; fields without a row, rows without a field or a test.
     pub fn made(&self) -> Result<String, String> {
         let page = self.read("docs/compatibility.md")?;
+        let wrong = self.wrong()?;
+        if !wrong.is_empty() {
+            return Err(format!("tests/compatibility.toml:\n{}", wrong.join("\n")));
+        }
         let (before, _) = page.split_once(BEGIN).ok_or("docs/compatibility.md: where does the table begin?")?;
         Ok(format!("{before}{BEGIN}{}", table(&self.rows()?)))
+    }
+
+    fn wrong(&self) -> Result<Vec<String>, String> {
+        let (rows, fields) = (self.rows()?, fields::of::<Spec>(&WORDS)?);
+        let mut wrong = unfit(&rows, &fields);
+        for (path, row) in &rows {
+            if !self.has(&row.test) {
+                wrong.push(format!("{path}: no test {}", row.test));
+            }
+            if row.done == Done::Nothing && row.note.is_empty() {
+                wrong.push(format!("{path}: why has it no effect?"));
+            }
+        }
+        Ok(wrong)
     }
 
     /// Whether there is a test of this name.
@@ -135,7 +153,7 @@ fn table(rows: &BTreeMap<String, Row>) -> String {
 }
 
 /// What does not fit together: fields without a row, rows without a field.
-fn wrong(rows: &BTreeMap<String, Row>, fields: &BTreeSet<String>) -> Vec<String> {
+fn unfit(rows: &BTreeMap<String, Row>, fields: &BTreeSet<String>) -> Vec<String> {
     let covers = |path: &str, field: &str| {
         path == field
             || rows[path].below && field.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[', '{']))
@@ -149,26 +167,15 @@ fn wrong(rows: &BTreeMap<String, Row>, fields: &BTreeSet<String>) -> Vec<String>
     bare.map(|field| format!("{field}: no row")).chain(strange.map(|path| format!("{path}: no field"))).collect()
 }
 
-/// The fields of a runtime document.
-fn of_document() -> Result<BTreeSet<String>, String> {
-    fields::of::<Spec>(&WORDS)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_field_has_a_row_and_every_row_a_test() {
-        let (repository, fields) = (Repository::this(), of_document().unwrap());
+        let fields = fields::of::<Spec>(&WORDS).unwrap();
         assert!(fields.contains("linux.resources.cpu.burst") && fields.len() > 200, "{fields:?}");
-        let rows = repository.rows().unwrap();
-        assert_eq!(wrong(&rows, &fields), [] as [&str; 0]);
-        let none: Vec<_> = rows.iter().filter(|(_, row)| !repository.has(&row.test)).collect();
-        assert!(none.is_empty(), "rows whose test is not there: {none:#?}");
-        for (path, row) in &rows {
-            assert!(row.done != Done::Nothing || !row.note.is_empty(), "{path}: why has it no effect?");
-        }
+        assert_eq!(Repository::this().wrong().unwrap(), [] as [&str; 0]);
     }
 
     #[test]
@@ -184,7 +191,7 @@ mod tests {
         let fields: BTreeSet<String> =
             ["a", "a.b", "a.b[].c", "ab", "d", "d.e"].into_iter().map(str::to_owned).collect();
         let rows = BTreeMap::from([("a".to_owned(), row(true)), ("f".to_owned(), row(false))]);
-        assert_eq!(wrong(&rows, &fields), ["ab: no row", "d.e: no row", "f: no field"]);
+        assert_eq!(unfit(&rows, &fields), ["ab: no row", "d.e: no row", "f: no field"]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::limits::{Setting, cpu_set};
 pub(super) fn refuse(resources: &LinuxResources) -> Result<(), PlanError> {
     let refused = |what, remedy| Err(PlanError::Refused { what, remedy });
     if let Some(network) = resources.network() {
-        let remedy = ": cgroup v2, which the guest has, marks no traffic (filter by cgroup: xt_cgroup, or BPF)";
+        let remedy = ": cgroup v2, which the guest has, marks no traffic";
         if let Some(class) = network.class_id().filter(|class| *class != 0) {
             return refused(format!("linux.resources.network.classID {class}"), remedy);
         }
