@@ -7,6 +7,7 @@
 pub mod aside;
 pub mod compatibility;
 pub mod ctr;
+pub mod documents;
 pub mod host;
 pub mod husk;
 pub mod pty;

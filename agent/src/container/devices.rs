@@ -65,7 +65,7 @@ impl Node {
 
     fn of(device: &LinuxDevice) -> Result<Self, PlanError> {
         let invalid = |what: &str, why| PlanError::Invalid {
-            what: format!("the device {}: {what}", device.path().display()),
+            what: format!("linux.devices: {}: {what}", device.path().display()),
             why,
         };
         let kind = match device.typ() {
@@ -74,13 +74,14 @@ impl Node {
             LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
             LinuxDeviceType::A => return Err(invalid("type a", "it has to be c, b, u or p")),
         };
-        let number =
-            |value: i64| u32::try_from(value).map_err(|_| invalid(&format!("number {value}"), "no device has it"));
+        let number = |name: &str, value: i64| {
+            u32::try_from(value).map_err(|_| invalid(&format!("{name} {value}"), "no device has it"))
+        };
         Ok(Self {
             path: below_root(device.path()),
             kind,
             mode: device.file_mode().unwrap_or(0o666),
-            device: makedev(number(device.major())?, number(device.minor())?),
+            device: makedev(number("major", device.major())?, number("minor", device.minor())?),
             owner: Some((device.uid().unwrap_or(0), device.gid().unwrap_or(0))),
         })
     }

@@ -300,7 +300,7 @@ fn namespaces(linux: &Linux) -> Result<u64, PlanError> {
     }
     // Init mounts and pivots: never in the agent's own namespace.
     if flags & u64::from(libc::CLONE_NEWNS.unsigned_abs()) == 0 {
-        return Err(PlanError::Missing("mount namespace"));
+        return Err(PlanError::Missing("mount namespace (linux.namespaces)"));
     }
     Ok(flags)
 }

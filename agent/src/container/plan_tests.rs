@@ -133,7 +133,7 @@ fn mappings_that_cannot_be_are_refused() {
     let device = refusal(|d| {
         d["linux"]["devices"] = serde_json::json!([{ "path": "/dev/x", "type": "c", "major": -1, "minor": 0 }])
     });
-    assert!(device.contains("/dev/x: number -1"));
+    assert!(device.contains("/dev/x: major -1"));
 }
 
 #[test]

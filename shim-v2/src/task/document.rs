@@ -15,13 +15,23 @@ pub enum DocumentError {
     #[error("{0}")]
     File(#[from] std::io::Error),
     /// It is no document.
-    #[error("{field}: {cause}")]
+    #[error("{field}: {}", shortened(&cause.to_string()))]
     Content {
         /// The field, as `mounts[3].destination`; `.` for the whole.
         field: String,
         /// What is wrong, and where.
         cause: serde_json::Error,
     },
+}
+
+/// What people read of a text that somebody else has made as long as they liked.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 300;
+    match text.char_indices().nth(MOST) {
+        // What is wrong is said first, where it is last.
+        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
 }
 
 /// Fields of a document that mean nothing here: of a later version of the specification, or misspelled.
@@ -94,6 +104,8 @@ mod tests {
         assert!(error(text).starts_with("process.rlimits[0].type: unknown variant `RLIMIT_X`"), "{}", error(text));
         let text = r#"{"ociVersion":"1.0","linux":{"namespaces":[{"type":"universe"}]}}"#;
         assert!(error(text).starts_with("linux.namespaces[0].type: unknown variant `universe`"), "{}", error(text));
+        let text = format!(r#"{{"ociVersion":"1.0","linux":{{"namespaces":[{{"type":"{}"}}]}}}}"#, "x".repeat(10_000));
+        assert!(error(&text).len() < 400 && error(&text).starts_with("linux.namespaces[0].type: "), "{}", error(&text));
     }
 
     #[test]

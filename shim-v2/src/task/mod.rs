@@ -8,7 +8,7 @@
 mod changes;
 mod container;
 mod create;
-mod document;
+pub mod document;
 mod error;
 mod execs;
 mod exits;
