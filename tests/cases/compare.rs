@@ -178,6 +178,7 @@ fn a_program_sees_the_same_under_both() {
         for (name, how, document) in &documents {
             let runc = under(Runtime::Runc, document, *how);
             let husk = under(Runtime::Husk, document, *how);
+            println!("{name}: {} looks", runc.len());
             count += runc.len();
             wrong.extend(differences.unknown(name, &runc, &husk));
         }
