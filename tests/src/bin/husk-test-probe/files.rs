@@ -356,14 +356,14 @@ fn made(report: &mut Report, directory: &str) {
         report.say(&format!("{key}.removed"), outcome(fs::remove_file(&path)));
     }
     // A program of the directory: whether it may be executed.
-    if fs::copy("/bin/husk-test-probe", &path).is_ok() {
-        report.say(
-            &format!("{key}.executed"),
-            match std::process::Command::new(&path).arg("nothing").stderr(std::process::Stdio::null()).status() {
-                Ok(status) => status.to_string(),
-                Err(cause) => name(&cause),
-            },
-        );
+    let copied = fs::copy("/bin/husk-test-probe", &path);
+    report.say(&format!("{key}.program"), outcome(copied.as_ref().map_err(again)));
+    if copied.is_ok() {
+        let mut program = std::process::Command::new(&path);
+        let status = program.arg("nothing").stderr(std::process::Stdio::null()).status();
+        report.say_or(&format!("{key}.executed"), status);
+    }
+    if fs::symlink_metadata(&path).is_ok() {
         report.say(&format!("{key}.program_removed"), outcome(fs::remove_file(&path)));
     }
     report.say(&format!("{key}.directory"), outcome(fs::create_dir(&path).and_then(|()| fs::remove_dir(&path))));
