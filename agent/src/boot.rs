@@ -44,6 +44,8 @@ pub fn prepare() -> Result<(), BootError> {
     let none = None::<&std::ffi::CStr>;
     let safe = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", safe, none).map_err(step("mount /proc"))?;
+    // As Debian's hosts have it: the log tells of addresses and of other containers, and any program could read it.
+    fs::write("/proc/sys/kernel/dmesg_restrict", "1").map_err(step("keep the kernel's log from containers"))?;
     mount("sysfs", "/sys", "sysfs", safe, none).map_err(step("mount /sys"))?;
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, none).map_err(step("mount /dev"))?;
     mount("cgroup2", "/sys/fs/cgroup", "cgroup2", safe, CGROUP_OPTIONS).map_err(step("mount /sys/fs/cgroup"))?;

@@ -95,3 +95,25 @@ pub const MOUNT_OPTIONS: [&str; 47] = [
     "symfollow",
     "unbindable",
 ];
+
+/// What people read of a text that somebody has made as long as they liked: its beginning, and how long it is.
+#[must_use]
+pub fn shortened(text: &str) -> String {
+    const MOST: usize = 300;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(shortened("short"), "short");
+        let long = shortened(&"ä".repeat(1000));
+        assert!(long.starts_with("ää") && long.ends_with("ä... (2000 bytes)") && long.chars().count() == 316, "{long}");
+    }
+}

@@ -26,7 +26,7 @@ pub(crate) fn mapped(document: &mut Value) {
     linux["gidMappings"] = json!([{ "containerID": 0, "hostID": GROUP, "size": 65536 }]);
 }
 
-fn give(path: &Path) {
+pub(crate) fn give(path: &Path) {
     lchown(path, Some(USER), Some(GROUP)).unwrap();
     if path.is_dir() && !path.is_symlink() {
         fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path()));

@@ -1,10 +1,11 @@
 //! What the end-to-end tests are made of: containers by `ctr` ([`ctr`]), the command `husk` ([`husk`]), roots for them ([`rootfs`]), terminals
 //! ([`pty`]), and the check that
 //! a container leaves nothing on its host ([`host`]). All of it runs as root in the test bed, beside a real containerd.
-//! And the record of what `make bench` has measured ([`record`]), from which `docs/performance.md` is made.
+//! What programs see under two runtimes is compared by [`compare`]. And the record of what `make bench` has measured ([`record`]), from which `docs/performance.md` is made.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 pub mod aside;
+pub mod compare;
 pub mod compatibility;
 pub mod ctr;
 pub mod documents;

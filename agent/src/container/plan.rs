@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use husk_protocol::document::shortened;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxPersonalityDomain, Mount, Spec};
 use rustix::mount::MountPropagationFlags;
 
@@ -25,7 +26,7 @@ pub enum PlanError {
     #[error("the container's document has no {0}")]
     Missing(&'static str),
     /// What is not possible in a guest, or not built yet.
-    #[error("{what}: husk cannot do this{remedy}")]
+    #[error("{}: husk cannot do this{remedy}", shortened(what))]
     Refused {
         /// The part of the document.
         what: String,
@@ -33,7 +34,7 @@ pub enum PlanError {
         remedy: &'static str,
     },
     /// A value that is wrong.
-    #[error("{what}: {why}")]
+    #[error("{}: {why}", shortened(what))]
     Invalid {
         /// The part of the document.
         what: String,

@@ -13,6 +13,7 @@ use rustix::thread::{
     set_capabilities, set_keep_capabilities, set_no_new_privs,
 };
 
+use super::below::directory_below;
 use super::process_plan::{ProcessPlan, all_capabilities};
 use super::seccomp::Filter;
 use crate::stdio::Stdio;
@@ -54,6 +55,9 @@ impl Program {
         let cwd = process.cwd();
         rustix::process::chdir(cwd)
             .map_err(|cause| format!("chdir to cwd (\"{}\"): {}", cwd.display(), plain(&cause.into())))?;
+        if !is_inside() {
+            return Err(format!("chdir to cwd (\"{}\"): it is outside of the container", cwd.display()));
+        }
         let mut env: Vec<String> = process.env().clone().unwrap_or_default();
         if !env.iter().any(|variable| variable.starts_with("HOME=")) {
             env.push(format!("HOME={}", home_of(process.user().uid())));
@@ -81,6 +85,13 @@ impl Program {
         unsafe { libc::execve(self.path.as_ptr(), args, env) };
         format!("exec {}: {}", self.path.to_string_lossy(), plain(&io::Error::last_os_error()))
     }
+}
+
+/// Whether the working directory is below the root. A link of /proc leads to directories that no path leads to (CVE-2024-21626):
+/// with the guest's processes in sight, to the agent's own, which is reached before the rights for that are given up.
+fn is_inside() -> bool {
+    // The kernel's answer begins with "(unreachable)" then (getcwd(2), "C library/kernel differences").
+    rustix::process::getcwd(Vec::new()).is_ok_and(|path| path.to_bytes().starts_with(b"/"))
 }
 
 /// An error as Go says it: what people know from runc.
@@ -156,7 +167,13 @@ fn home_in(passwd: &str, uid: u32) -> Option<String> {
 /// In runc's words.
 pub(super) fn make_working_directory(plan: &ProcessPlan) -> Result<(), String> {
     let cwd = plan.process().cwd();
-    fs::create_dir_all(cwd).map_err(|cause| format!("mkdir {}: {}", cwd.display(), plain(&cause)))
+    let attempt = || {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open("/", flags, Mode::empty())?;
+        // No link of /proc's is followed: it would be made where that leads, with the agent's rights.
+        directory_below(&root, cwd).map(drop)
+    };
+    attempt().map_err(|cause: io::Error| format!("mkdir {}: {}", cwd.display(), plain(&cause)))
 }
 
 /// Sets the limits of setrlimit(2) of a process, 0: this one. Those of a user namespace cannot raise any.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use husk_protocol::document::shortened;
 use oci_spec::runtime::Spec;
 
 /// Names of unknown fields that one message has.
@@ -22,16 +23,6 @@ pub enum DocumentError {
         /// What is wrong, and where.
         cause: serde_json::Error,
     },
-}
-
-/// What people read of a text that somebody else has made as long as they liked.
-fn shortened(text: &str) -> String {
-    const MOST: usize = 300;
-    match text.char_indices().nth(MOST) {
-        // What is wrong is said first, where it is last.
-        Some((end, _)) => format!("{}... ({} bytes)", &text[..end], text.len()),
-        None => text.to_owned(),
-    }
 }
 
 /// Fields of a document that mean nothing here: of a later version of the specification, or misspelled.
