@@ -96,7 +96,11 @@ fn make_root_pivotable() -> io::Result<()> {
     Ok(())
 }
 
-fn loopback_up() -> io::Result<()> {
+/// Brings `lo` of this process's network namespace up.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn loopback_up() -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     // SAFETY: all zeroes is a valid ifreq.

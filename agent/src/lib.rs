@@ -3,11 +3,14 @@
 //! One thread, one event loop ([tokio]'s `current_thread`). [`boot`] makes the guest ready, [`vsock`] dials the host,
 //! [`service`] answers the shim's calls, [`sandbox`] makes the guest one certain pod, [`container`] is the containers' life, [`reaper`] the one place that waits for
 //! processes, [`events`] what the shim is told of them, [`stdio`] their streams.
+//!
+//! Called as `husk-agent oci`, it is another program: the same [`container`] code as a command line on a host (`oci/`).
 
 pub mod boot;
 pub mod container;
 pub mod events;
 pub mod logger;
+mod oci;
 pub mod reaper;
 pub mod sandbox;
 pub mod service;
@@ -21,9 +24,15 @@ use std::sync::Arc;
 /// Runs as pid 1: returns only with an error, and then the kernel panics and the VMM tells the shim.
 #[must_use]
 pub fn run() -> ExitCode {
+    // Of the kernel's words for pid 1 none is this one (init/main.c hands on what is behind "--").
+    if std::env::args_os().nth(1).is_some_and(|word| word == "oci") {
+        return oci::run();
+    }
     logger::init();
     if std::process::id() != 1 {
-        eprintln!("husk-agent is the first process of husk's guests and runs nowhere else");
+        eprintln!(
+            "husk-agent is the first process of husk's guests; elsewhere it is only `husk-agent oci` (docs/operations.md)"
+        );
         return ExitCode::from(2);
     }
     let init_tsc = boot::time_stamp_counter();

@@ -71,7 +71,7 @@ impl Reaper {
 }
 
 /// 0 to 255, or 128 and the signal; none for one that has not ended.
-fn shell_status(status: WaitStatus) -> Option<u32> {
+pub(crate) fn shell_status(status: WaitStatus) -> Option<u32> {
     let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal))?;
     u32::try_from(code).ok()
 }

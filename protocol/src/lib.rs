@@ -1,8 +1,10 @@
 //! What two sides of husk share, and nothing else.
 //!
+//! * [`cgroup`]: words of `linux.cgroupsPath`;
 //! * [`control`]: messages between the shim and the VMM on an inherited SEQPACKET socket, with descriptors;
 //! * [`cpus`]: lists of CPUs, as the OCI document has them;
 //! * [`document`]: words of the OCI runtime document;
+//! * [`features`] (feature `features`): the runtime-spec's features document;
 //! * [`files`]: the seam between the file device and whoever opens files for it;
 //! * [`streams`]: vsock ports that the agent dials, and the nonces that streams begin with;
 //! * [`version`]: the protocol's version;
@@ -10,9 +12,12 @@
 //! * [`runtimeoptions`] (feature `rpc`): containerd's `runtimeoptions.v1.Options`;
 //! * [`runc`] (feature `rpc`): what clients say to runc's shim.
 
+pub mod cgroup;
 pub mod control;
 pub mod cpus;
 pub mod document;
+#[cfg(feature = "features")]
+pub mod features;
 pub mod files;
 pub mod streams;
 pub mod version;

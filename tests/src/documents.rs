@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use husk_agent::container::{Plan, Sources};
+use husk_agent::container::{Place, Plan, Sources};
 use husk_shim::task::document;
 use serde_json::{Value, json};
 
@@ -159,7 +159,7 @@ fn check(text: &[u8]) -> Outcome {
             || options.into_iter().any(|option| option == "rbind" || option == "bind")
     });
     let sources: Sources = binds.map(|(number, _)| (number, PathBuf::from("/usr"))).collect::<BTreeMap<_, _>>();
-    Plan::new(spec, sources).map_or_else(|cause| Outcome::Refused(cause.to_string()), |_| Outcome::Taken)
+    Plan::new(spec, sources, Place::Guest).map_or_else(|cause| Outcome::Refused(cause.to_string()), |_| Outcome::Taken)
 }
 
 /// Makes the document of a seed and checks what becomes of it.

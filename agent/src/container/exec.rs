@@ -5,40 +5,41 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::Mode;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::init::{close_all_but, reset_signals, take_stdio};
+use super::init::{close_all_but, preserved, reset_signals, take_stdio};
 use super::link::ChildEnd;
 use super::process::{self, Common, Program};
 use super::process_plan::ProcessPlan;
 use super::terminal;
 use crate::stdio::Stdio;
 
+/// What an exec is made with.
+pub(super) struct Given<'a> {
+    pub(super) plan: &'a ProcessPlan,
+    pub(super) common: &'a Common,
+    /// The process whose namespaces it joins.
+    pub(super) init: &'a OwnedFd,
+    pub(super) namespaces: ThreadNameSpaceType,
+    /// None: it has a terminal.
+    pub(super) stdio: Option<&'a Stdio>,
+    pub(super) link: &'a ChildEnd,
+    /// The first descriptors behind the standard streams that its program gets.
+    pub(super) preserved: u32,
+}
+
 /// Joins the namespaces of the container's init and becomes the program. Runs in the clone of the agent and never returns
 /// there.
-pub(super) fn run(
-    plan: &ProcessPlan,
-    common: &Common,
-    init: &OwnedFd,
-    namespaces: ThreadNameSpaceType,
-    stdio: Option<&Stdio>,
-    link: &ChildEnd,
-) -> ! {
-    let reason = match prepare(plan, common, init, namespaces, stdio, link) {
+pub(super) fn run(given: &Given<'_>) -> ! {
+    let reason = match prepare(given) {
         Ok(program) => program.execute(),
         Err(reason) => reason,
     };
-    link.failed(&reason);
+    given.link.failed(&reason);
     // SAFETY: ends this process at once, without the agent's exit handlers, whose copy this is.
     unsafe { libc::_exit(255) }
 }
 
-fn prepare(
-    plan: &ProcessPlan,
-    common: &Common,
-    init: &OwnedFd,
-    namespaces: ThreadNameSpaceType,
-    stdio: Option<&Stdio>,
-    link: &ChildEnd,
-) -> Result<Program, String> {
+fn prepare(given: &Given<'_>) -> Result<Program, String> {
+    let &Given { plan, common, init, namespaces, stdio, link, .. } = given;
     reset_signals();
     // With the agent's privileges, and through its /proc: the container may have none.
     process::set_oom_score("self", plan)?;
@@ -50,7 +51,8 @@ fn prepare(
     }
     // Before the container's processes can look at this one. (It is not dumpable, as the agent is not: they cannot before
     // it is their own program.)
-    close_all_but(&mut [link.raw(), init.as_raw_fd()])?;
+    let own = [link.raw(), init.as_raw_fd()].into_iter();
+    close_all_but(&mut own.chain(preserved(given.preserved)).collect::<Vec<_>>())?;
     // The root and the working directory become those of the mount namespace.
     move_into_thread_name_spaces(init.as_fd(), namespaces)
         .map_err(|cause| format!("cannot join the container's namespaces: {cause}"))?;

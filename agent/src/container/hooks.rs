@@ -5,9 +5,10 @@
 //! has the environment of the document's hook, or the program's where that has none, and gets the state on its standard input. The
 //! first that fails is the last that runs, and the start fails.
 //!
-//! `createContainer` hooks would run in these namespaces too, but their programs are the runtime's: files of the host. They are refused.
+//! `createContainer` hooks run in these namespaces too, before the root is the container's, but their programs are the runtime's: files
+//! of the host. In a guest they are refused.
 //!
-//! The other four kinds run on the host (`shim-v2/src/host/hooks.rs`).
+//! The other four kinds run on the host (`shim-v2/src/host/hooks.rs`), or where `husk-agent oci` does (`oci/hooks.rs`).
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -21,6 +22,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 
+use super::place::Place;
 use super::plan::PlanError;
 use super::process::Program;
 
@@ -38,10 +40,18 @@ pub struct Told {
     pub hook_limit: Option<Duration>,
 }
 
-/// The `startContainer` hooks of a document.
+/// Hooks of one kind.
+#[derive(Debug, Default)]
+pub struct Hooks {
+    kind: &'static str,
+    hooks: Vec<Hook>,
+}
+
+/// The hooks of a document that a container's init runs.
 #[derive(Debug, Default)]
 pub(super) struct StartHooks {
-    hooks: Vec<Hook>,
+    create: Hooks,
+    start: Hooks,
     told: Told,
     annotations: Option<std::collections::HashMap<String, String>>,
 }
@@ -54,23 +64,14 @@ struct Hook {
     timeout: Option<Duration>,
 }
 
-impl StartHooks {
-    /// The hooks of a document.
+impl Hooks {
+    /// Checks the hooks of a kind; those without an environment have this one.
     ///
     /// # Errors
-    /// One cannot be run as it is written, or not in a guest.
-    pub(super) fn of(spec: &Spec) -> Result<Self, PlanError> {
-        let Some(document) = spec.hooks() else { return Ok(Self::default()) };
-        if document.create_container().as_ref().is_some_and(|hooks| !hooks.is_empty()) {
-            return Err(PlanError::Refused {
-                what: "hooks.createContainer".to_owned(),
-                remedy: ": its program is a file of the host, and would run in the container's namespaces, which are in a virtual \
-                         machine; createRuntime hooks run on the host, startContainer hooks in the container",
-            });
-        }
-        let env = spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default();
+    /// One cannot be run as it is written.
+    pub fn of(kind: &'static str, document: &[runtime::Hook], env: &[String]) -> Result<Self, PlanError> {
         let hook = |(index, hook): (usize, &runtime::Hook)| {
-            let what = || format!("hooks.startContainer[{index}] {}", hook.path().display());
+            let what = || format!("hooks.{kind}[{index}] {}", hook.path().display());
             let invalid = |why| PlanError::Invalid { what: what(), why };
             if !hook.path().is_absolute() {
                 return Err(invalid("its path is not absolute"));
@@ -82,15 +83,86 @@ impl StartHooks {
             };
             let args = hook.args().clone().filter(|args| !args.is_empty());
             let args = args.unwrap_or_else(|| vec![hook.path().to_string_lossy().into_owned()]);
-            let env = hook.env().clone().unwrap_or_else(|| env.clone());
+            let env = hook.env().clone().unwrap_or_else(|| env.to_vec());
             let made = Hook { path: hook.path().clone(), args, env, timeout };
             match made.program() {
                 Ok(_) => Ok(made),
                 Err(cause) => Err(PlanError::Failed { what: what(), cause }),
             }
         };
-        let hooks = document.start_container().iter().flatten().enumerate().map(hook).collect::<Result<_, _>>()?;
-        Ok(Self { hooks, told: Told::default(), annotations: spec.annotations().clone() })
+        let hooks = document.iter().enumerate().map(hook).collect::<Result<_, _>>()?;
+        Ok(Self { kind, hooks })
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hooks.is_empty()
+    }
+
+    /// Runs them one after the other, each told this state; each prepares itself by `identity`. One without a timeout has `limit`.
+    ///
+    /// # Errors
+    /// The first that failed, in runc's words.
+    pub fn run(
+        &self,
+        state: &State,
+        limit: Option<Duration>,
+        identity: impl Fn() -> Result<(), String>,
+    ) -> Result<(), String> {
+        (0..self.hooks.len()).try_for_each(|index| self.run_one(index, state, limit, &identity))
+    }
+
+    /// Runs all of them, whatever happens to the others; returns what has failed.
+    pub fn run_all(&self, state: &State, identity: impl Fn() -> Result<(), String>) -> Vec<String> {
+        let run = |index| self.run_one(index, state, None, &identity).err();
+        (0..self.hooks.len()).filter_map(run).collect()
+    }
+
+    fn run_one(
+        &self,
+        index: usize,
+        state: &State,
+        limit: Option<Duration>,
+        identity: &impl Fn() -> Result<(), String>,
+    ) -> Result<(), String> {
+        let Some(hook) = self.hooks.get(index) else { return Ok(()) };
+        let limit = hook.timeout.or(limit);
+        told(state)
+            .map_err(|cause| format!("cannot tell it the container's state: {cause}"))
+            .and_then(|state| hook.run(state, limit, identity))
+            .map_err(|why| format!("error running {} hook #{index} ({}): {why}", self.kind, hook.path.display()))
+    }
+}
+
+/// The state document, to be read.
+fn told(state: &State) -> io::Result<File> {
+    // A file and not a pipe: nobody waits for a hook that does not read it.
+    let mut file = File::from(memfd_create("state", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(state)?)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+impl StartHooks {
+    /// The hooks of a document.
+    ///
+    /// # Errors
+    /// One cannot be run as it is written, or not in a guest.
+    pub(super) fn of(spec: &Spec, place: Place) -> Result<Self, PlanError> {
+        let Some(document) = spec.hooks() else { return Ok(Self::default()) };
+        let create = document.create_container().as_deref().unwrap_or_default();
+        if !create.is_empty() && !place.is_host() {
+            return Err(PlanError::Refused {
+                what: "hooks.createContainer".to_owned(),
+                remedy: ": its program is a file of the host, and would run in the container's namespaces, which are in a virtual \
+                         machine; createRuntime hooks run on the host, startContainer hooks in the container",
+            });
+        }
+        let env = spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default();
+        let create = Hooks::of("createContainer", create, &env)?;
+        let start = Hooks::of("startContainer", document.start_container().as_deref().unwrap_or_default(), &env)?;
+        Ok(Self { create, start, told: Told::default(), annotations: spec.annotations().clone() })
     }
 
     /// Takes what hooks are told.
@@ -98,38 +170,41 @@ impl StartHooks {
         self.told = told;
     }
 
-    /// Runs them, in a container's init. Each becomes the document's user by `identity`.
+    /// Runs those of the creation, in a container's init.
     ///
     /// # Errors
     /// The first that failed, in runc's words.
-    pub(super) fn run(&self, identity: impl Fn() -> Result<(), String>) -> Result<(), String> {
-        for (index, hook) in self.hooks.iter().enumerate() {
-            let limit = hook.timeout.or(self.told.hook_limit);
-            self.state()
-                .map_err(|cause| format!("cannot tell it the container's state: {cause}"))
-                .and_then(|state| hook.run(state, limit, &identity))
-                .map_err(|why| {
-                    format!("error running startContainer hook #{index} ({}): {why}", hook.path.display())
-                })?;
+    pub(super) fn create(&self) -> Result<(), String> {
+        if self.create.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let bundle = &self.told.bundle;
+        self.create.run(&self.state(ContainerState::Creating), self.told.hook_limit, || {
+            rustix::process::chdir(bundle).map_err(|cause| format!("cannot enter {}: {cause}", bundle.display()))
+        })
     }
 
-    /// The state document, to be read.
-    fn state(&self) -> io::Result<File> {
+    /// Runs those of the start, in a container's init. Each becomes the document's user by `identity`.
+    ///
+    /// # Errors
+    /// The first that failed, in runc's words.
+    pub(super) fn start(&self, identity: impl Fn() -> Result<(), String>) -> Result<(), String> {
+        if self.start.is_empty() {
+            return Ok(());
+        }
+        self.start.run(&self.state(ContainerState::Created), self.told.hook_limit, identity)
+    }
+
+    fn state(&self, status: ContainerState) -> State {
         let mut state = State::default();
         state.set_version(runtime::VERSION.to_owned());
         state.set_id(self.told.id.clone());
-        state.set_status(ContainerState::Created);
+        state.set_status(status);
         // In its own pid namespace: what the hook can do something with.
         state.set_pid(Some(rustix::process::getpid().as_raw_nonzero().get()));
         state.set_bundle(self.told.bundle.clone());
         state.set_annotations(self.annotations.clone());
-        // A file and not a pipe: nobody waits for a hook that does not read it.
-        let mut file = File::from(memfd_create("state", MemfdFlags::CLOEXEC)?);
-        file.write_all(&serde_json::to_vec(&state)?)?;
-        file.rewind()?;
-        Ok(file)
+        state
     }
 }
 

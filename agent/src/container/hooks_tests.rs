@@ -5,7 +5,8 @@ use super::*;
 fn hooks(hooks: Value) -> Result<StartHooks, String> {
     let document = json!({ "ociVersion": "1.0.2", "annotations": { "key": "value" }, "hooks": hooks,
         "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "env": ["FROM=process", "PATH=/usr/bin:/bin"] } });
-    let mut made = StartHooks::of(&serde_json::from_value(document).unwrap()).map_err(|why| why.to_string())?;
+    let mut made =
+        StartHooks::of(&serde_json::from_value(document).unwrap(), Place::Guest).map_err(|why| why.to_string())?;
     made.tell(Told { id: "name".to_owned(), bundle: "/the/bundle".into(), hook_limit: None });
     Ok(made)
 }
@@ -15,7 +16,7 @@ fn sh(script: &str) -> Value {
 }
 
 fn run(list: &[Value]) -> Result<(), String> {
-    hooks(json!({ "startContainer": list })).unwrap().run(|| Ok(()))
+    hooks(json!({ "startContainer": list })).unwrap().start(|| Ok(()))
 }
 
 #[test]
@@ -56,7 +57,7 @@ fn the_first_that_fails_is_the_last() {
     assert!(long.ends_with("word\nwhy") && long.len() < LAST_WORDS + 200, "{long}");
     // Who it is to be comes first.
     let hooks = hooks(json!({ "startContainer": [ran] })).unwrap();
-    let error = hooks.run(|| Err("nobody".to_owned())).unwrap_err();
+    let error = hooks.start(|| Err("nobody".to_owned())).unwrap_err();
     assert!(error.ends_with("it said: nobody"), "{error}");
 }
 
@@ -97,5 +98,5 @@ fn hooks_that_cannot_be_run_are_refused_by_name() {
             .unwrap_err()
             .contains("zero byte")
     );
-    assert!(hooks(json!({ "createContainer": [] })).unwrap().hooks.is_empty());
+    assert!(hooks(json!({ "createContainer": [] })).unwrap().create.is_empty());
 }

@@ -4,7 +4,9 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -17,6 +19,8 @@ use crate::watched::{Watched, watch};
 const LONGEST: usize = 4096;
 /// First byte of a message: the process is prepared. Its terminal, if it has one, comes along.
 const READY: u8 = b'R';
+/// Its file systems are mounted, and the root is the old one still.
+const MOUNTED: u8 = b'M';
 /// The reason of a failure follows.
 const FAILED: u8 = b'F';
 /// The agent's word: go on.
@@ -39,6 +43,8 @@ pub(super) struct Link(Watched);
 pub(super) enum Said {
     /// It is prepared; with the controlling side of its terminal.
     Ready(Option<OwnedFd>),
+    /// Its file systems are mounted: it waits for who has asked to be told.
+    Mounted,
     /// It cannot go on.
     Failed(String),
     /// It has become its program, or has ended.
@@ -55,6 +61,20 @@ pub(super) fn pair() -> io::Result<(AgentEnd, ChildEnd)> {
 }
 
 impl ChildEnd {
+    /// The end of a connection that somebody has made to the clone.
+    pub(super) fn of(connection: OwnedFd) -> Self {
+        Self(connection)
+    }
+
+    /// Says that the file systems are mounted, and waits.
+    ///
+    /// # Errors
+    /// The agent is gone.
+    pub(super) fn mounted(&self) -> Result<(), String> {
+        self.send(&[MOUNTED], None).map_err(|cause| format!("cannot tell the agent: {cause}"))?;
+        self.wait()
+    }
+
     /// Its number, which must stay open.
     pub(super) fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
@@ -101,6 +121,26 @@ impl ChildEnd {
 }
 
 impl AgentEnd {
+    /// The end of a connection to a clone.
+    pub(super) fn of(connection: OwnedFd) -> Self {
+        Self(connection)
+    }
+
+    /// As [`Link::go`], without an event loop.
+    pub(super) fn go(&self) {
+        let _ = rustix::net::send(&self.0, &[GO], SendFlags::NOSIGNAL);
+    }
+
+    /// As [`Link::said`], without an event loop. None: it says nothing in this time; without a limit it is waited for.
+    pub(super) fn said(&self, limit: Option<Duration>) -> Option<Said> {
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref())) {
+            Ok(0) => None,
+            _ => Some(receive(self.0.as_fd()).unwrap_or(Said::End)),
+        }
+    }
+
     /// Puts it into the event loop.
     ///
     /// # Errors
@@ -137,6 +177,7 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Said> {
     });
     Ok(match message.get(..received.bytes) {
         Some([READY, ..]) => Said::Ready(descriptor),
+        Some([MOUNTED, ..]) => Said::Mounted,
         Some([FAILED, reason @ ..]) => Said::Failed(String::from_utf8_lossy(reason).into_owned()),
         _ => Said::End,
     })

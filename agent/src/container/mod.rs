@@ -11,12 +11,14 @@ mod clone;
 mod devices;
 mod exec;
 mod hooks;
+pub mod host;
 mod init;
 mod link;
 mod mount_options;
 mod mounts;
 mod numbers;
 mod oom;
+mod place;
 mod plan;
 mod process;
 mod process_plan;
@@ -42,9 +44,11 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 
 pub use cgroup::{Cgroup, CgroupError, Limits};
-pub use hooks::Told;
+pub use hooks::{Hooks, Told};
+pub(crate) use init::reset_signals;
 pub use oom::OomWatch;
-pub use plan::{Plan, PlanError, Sources};
+pub use place::Place;
+pub use plan::{Joined, Plan, PlanError, Sources};
 pub use process_plan::ProcessPlan;
 
 use self::clone::{Cloned, clone_beside, clone_into};
@@ -175,7 +179,7 @@ pub async fn create<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut plan = Plan::new(spec, sources)?;
+    let mut plan = Plan::new(spec, sources, Place::Guest)?;
     if plan.has_devices() {
         plan.keep_devices_of(&Drivers::here().map_err(ContainerError::Drivers)?)?;
     }
@@ -196,7 +200,14 @@ where
         None => clone_into(plan.namespaces(), &directory),
     };
     match cloned.map_err(ContainerError::Clone)? {
-        Cloned::Child => init::run(&plan, root, nodes.as_ref(), prepared.stdio.as_ref(), prepared.child()),
+        Cloned::Child => init::run(&init::Given {
+            plan: &plan,
+            root,
+            nodes: nodes.as_ref(),
+            stdio: prepared.stdio.as_ref(),
+            link: prepared.child(),
+            host: None,
+        }),
         Cloned::Parent { pid, pidfd } => {
             // Before anything is awaited: see `Reaper`.
             let exit = reaper.watch(pid);
@@ -224,7 +235,7 @@ fn beforehand(plan: &Plan) -> Result<Option<Nodes>, String> {
     if plan.mounts().iter().any(|mount| mount.typ().as_deref() == Some("sysfs")) {
         unprivileged::mount_sysfs()?;
     }
-    Nodes::make(plan.devices(), ids).map(Some)
+    Nodes::make(Path::new("/run/husk"), plan.devices(), ids).map(Some)
 }
 
 /// Does what only the agent has the privileges for, in whatever namespaces the container's init is.
@@ -336,6 +347,8 @@ where
                 }
                 // Close-on-exec (or its end: its exit is an event).
                 Said::End if executed => return Ok(()),
+                // An init in a guest tells nobody.
+                Said::Mounted => {}
                 Said::End => return Err(ContainerError::Died(self.exit().await)),
             }
         }
@@ -395,7 +408,7 @@ impl Container {
         link.go();
         match link.said().await {
             // Close-on-exec: the end of the link is the execution of the program (or init's end: its exit is an event).
-            Said::End | Said::Ready(_) => Ok(()),
+            Said::End | Said::Ready(_) | Said::Mounted => Ok(()),
             Said::Failed(why) => Err(ContainerError::Init(why)),
         }
     }
@@ -433,7 +446,16 @@ impl Container {
         };
         match cloned.map_err(|cause| self.gone_or(cause))? {
             Cloned::Child => {
-                exec::run(plan, &self.common, &self.init.pidfd, joined, prepared.stdio.as_ref(), prepared.child())
+                let stdio = prepared.stdio.as_ref();
+                exec::run(&exec::Given {
+                    plan,
+                    common: &self.common,
+                    init: &self.init.pidfd,
+                    namespaces: joined,
+                    stdio,
+                    link: prepared.child(),
+                    preserved: 0,
+                })
             }
             Cloned::Parent { pid, pidfd } => {
                 // Before anything is awaited: see `Reaper`.

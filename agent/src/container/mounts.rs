@@ -24,30 +24,57 @@ use super::unprivileged::SYSFS;
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Attaches the directory `root` at `at` as a mount of its own and makes that the working directory. Mounts made from
-/// here on are seen by nobody else.
+/// here on are seen by nobody else. What happens to the mounts that there are is `outside`; none: nothing.
 ///
 /// # Errors
 /// The step and the kernel's answer.
-pub(super) fn attach_root(root: &Path, at: &Path) -> Result<(), String> {
+pub(super) fn attach_root(root: &Path, at: &Path, outside: Option<MountPropagationFlags>) -> Result<(), String> {
     let step = |what: &str| {
         let what = format!("{what} the container's root");
         move |cause: rustix::io::Errno| format!("cannot {what}: {cause}")
     };
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).map_err(step("detach"))?;
+    if let Some(outside) = outside {
+        mount_change("/", MountPropagationFlags::REC | outside).map_err(step("detach"))?;
+    }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, root, flags).map_err(step("open"))?;
+    if outside != Some(MountPropagationFlags::PRIVATE) {
+        // Neither it nor what it is mounted on can be shared with anybody (pivot_root(2)).
+        set_propagation(&tree, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .and_then(|()| make_mount_of_private(at))
+            .map_err(|cause| format!("cannot detach the container's root {}: {cause}", root.display()))?;
+    }
     move_mount(&tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(step("mount"))?;
     rustix::process::chdir(at).map_err(step("enter"))
 }
 
-/// Makes the working directory the root, and lets go of the old one.
+/// Makes the mount that `path` is on private.
+fn make_mount_of_private(path: &Path) -> io::Result<()> {
+    for directory in path.ancestors() {
+        match mount_change(directory, MountPropagationFlags::PRIVATE) {
+            // Nothing is mounted here.
+            Err(rustix::io::Errno::INVAL) => {}
+            other => return Ok(other?),
+        }
+    }
+    Err(rustix::io::Errno::INVAL.into())
+}
+
+/// Makes the working directory the root, and lets go of the old one, of which others may have copies that are `shared` with it.
 ///
 /// # Errors
 /// The kernel's answer.
-pub(super) fn pivot() -> Result<(), String> {
+pub(super) fn pivot(shared: bool) -> Result<(), String> {
+    if shared {
+        // Nobody else's is taken away below.
+        rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|old| set_propagation(&old, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC))
+            .map_err(|cause| format!("cannot detach the old root: {cause}"))?;
+    }
     // Both at the same place: the old root is stacked below the new one and taken away (pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".").map_err(|cause| format!("cannot pivot to the container's root: {cause}"))?;
-    unmount(".", UnmountFlags::DETACH).map_err(|cause| format!("cannot let go of the guest's root: {cause}"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(|cause| format!("cannot let go of the old root: {cause}"))?;
     rustix::process::chdir("/").map_err(|cause| format!("cannot enter the container's root: {cause}"))
 }
 
@@ -124,7 +151,9 @@ fn mount_one(root: &OwnedFd, number: usize, mount: &Mount, plan: &Plan) -> io::R
     let destination = below_root(mount.destination());
     let (made, at) = match plan.source(number) {
         Some(source) => {
-            let tree = bind(source, &options, plan)?;
+            // A guest is given what it is to have.
+            let only_this = mount.options().iter().flatten().any(|option| option == "bind") && plan.place().is_host();
+            let tree = bind(source, &options, plan, !only_this)?;
             let missing = match FileType::from_raw_mode(fstat(&tree)?.st_mode) {
                 FileType::Directory => Missing::Directory,
                 _ => Missing::File,
@@ -135,9 +164,12 @@ fn mount_one(root: &OwnedFd, number: usize, mount: &Mount, plan: &Plan) -> io::R
             let at = directory_below(root, &destination)?;
             let made = match kind {
                 // They belong to namespaces that are not the user namespace's.
-                "sysfs" if plan.ids().is_some() => bind(Path::new(SYSFS), &options, plan)?,
-                "cgroup2" if plan.ids().is_some() && !plan.has_namespace(libc::CLONE_NEWCGROUP) => {
-                    bind(Path::new(CGROUPS), &options, plan)?
+                "sysfs" if plan.ids().is_some() && !plan.place().is_host() => {
+                    bind(Path::new(SYSFS), &options, plan, true)?
+                }
+                // On a host another mount of them would change the options of all (kernel/cgroup/cgroup.c).
+                "cgroup2" if (plan.ids().is_some() || plan.place().is_host()) && !plan.has_own_cgroups() => {
+                    bind(Path::new(CGROUPS), &options, plan, true)?
                 }
                 _ => make(kind, mount, &options)?,
             };
@@ -152,13 +184,16 @@ fn mount_one(root: &OwnedFd, number: usize, mount: &Mount, plan: &Plan) -> io::R
     Ok(move_mount(&made, "", &at, "", flags)?)
 }
 
-/// One more mount of what is mounted at `path` of the guest.
-fn bind(path: &Path, options: &Options, plan: &Plan) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+/// One more mount of what is mounted at `path`, if `recursive` with the mounts below it.
+fn bind(path: &Path, options: &Options, plan: &Plan, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     let tree = open_tree(CWD, path, flags)?;
     let mut attributes = options.attributes;
-    // What holds for the guest's own mount holds here: the host's devices are nobody's in a guest.
-    attributes.clear = attributes.clear.difference(MountAttrFlags::MOUNT_ATTR_NODEV);
+    if !plan.place().is_host() {
+        // What holds for the guest's own mount holds here: the host's devices are nobody's in a guest.
+        attributes.clear = attributes.clear.difference(MountAttrFlags::MOUNT_ATTR_NODEV);
+    }
     if plan.ids().is_some() {
         // Nothing can be taken away in a user namespace; when a file's access time changes cannot be another than in the
         // guest, and does not matter to either of them.

@@ -13,6 +13,7 @@ use super::devices::Node;
 use super::hooks::{StartHooks, Told};
 use super::mounts;
 use super::numbers::Drivers;
+use super::place::Place;
 use super::process::Common;
 use super::process_plan::ProcessPlan;
 use super::seccomp::Filter;
@@ -55,9 +56,11 @@ pub enum PlanError {
 #[derive(Debug)]
 pub struct Plan {
     spec: Spec,
+    place: Place,
     process: ProcessPlan,
     linux: Linux,
     namespaces: u64,
+    joined: Vec<Joined>,
     /// With a user namespace.
     ids: Option<IdMappings>,
     devices: Vec<Node>,
@@ -73,7 +76,16 @@ pub struct Plan {
     notices: Vec<&'static str>,
 }
 
-/// Where in the guest the sources of bind mounts are, by the number of the mount in the document.
+/// A namespace that somebody has made already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// CLONE_NEW*.
+    pub flag: libc::c_int,
+    /// Where it is to be had.
+    pub path: PathBuf,
+}
+
+/// Where the sources of bind mounts are, by the number of the mount in the document.
 pub type Sources = BTreeMap<usize, PathBuf>;
 
 impl Plan {
@@ -81,19 +93,19 @@ impl Plan {
     ///
     /// # Errors
     /// See [`PlanError`].
-    pub fn new(spec: Spec, sources: Sources) -> Result<Self, PlanError> {
+    pub fn new(spec: Spec, sources: Sources, place: Place) -> Result<Self, PlanError> {
         let process = ProcessPlan::new(spec.process().clone().ok_or(PlanError::Missing("process"))?)?;
         let linux = spec.linux().clone().ok_or(PlanError::Missing("linux part"))?;
         for (number, mount) in spec.mounts().iter().flatten().enumerate() {
             check_mount(number, mount, sources.contains_key(&number))?;
         }
-        let namespaces = namespaces(&linux)?;
+        let (namespaces, joined) = namespaces(&linux, place)?;
         let ids = ids(&linux, namespaces)?;
         if let Some(ids) = &ids {
             ids.check(process.process().user())?;
         }
         let devices = Node::all(linux.devices().as_deref().unwrap_or_default())?;
-        refuse_what_is_the_hosts(&linux)?;
+        refuse_what_is_the_hosts(&linux, place)?;
         let misplaced = [spec.uid_mappings(), spec.gid_mappings()];
         if misplaced.into_iter().flatten().any(|mappings| !mappings.is_empty()) {
             let what = "uidMappings and gidMappings of the whole document".to_owned();
@@ -108,31 +120,36 @@ impl Plan {
         }
         let time = Offsets::of(&linux, namespaces)?;
         let propagation = mounts::propagation(linux.rootfs_propagation().as_deref())?;
-        let hooks = StartHooks::of(&spec)?;
+        let hooks = StartHooks::of(&spec, place)?;
         let filter = linux.seccomp().as_ref().map(Filter::of).transpose()?;
         let common = Arc::new(Common { filter, personality: personality(&linux)? });
-        let mut notices = Vec::from_iter(process.notices());
+        let mut notices = Vec::new();
+        if !place.is_host() {
+            notices.extend(process.notices());
+        }
         if of_other_platforms(&spec) {
             notices.push(
                 "windows, solaris, vm, zos, process.commandLine and process.user.username are of other platforms and do nothing",
             );
         }
-        if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
+        if !place.is_host() && linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
             notices.push("SELinux does not exist in the guest: linux.mountLabel is not applied");
         }
         let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref());
         let privileged = allow_everything(rules.unwrap_or_default());
         // Before the rules, of which one allows it: this says its name.
-        if let Some(node) = devices.iter().find(|node| !privileged && node.is_given_out()) {
+        if let Some(node) = devices.iter().find(|node| !place.is_host() && !privileged && node.is_given_out()) {
             return Err(missing_device(node));
         }
-        let limits = Limits::of_new(linux.resources().as_ref())?;
+        let limits = Limits::of_new(linux.resources().as_ref(), place)?;
         notices.extend(limits.notices());
         Ok(Self {
             spec,
+            place,
             process,
             linux,
             namespaces,
+            joined,
             ids,
             devices,
             privileged,
@@ -144,6 +161,17 @@ impl Plan {
             hooks,
             notices,
         })
+    }
+
+    /// Whose kernel it runs on.
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The namespaces that it joins.
+    #[must_use]
+    pub fn joined(&self) -> &[Joined] {
+        &self.joined
     }
 
     /// What its execs have too.
@@ -162,7 +190,7 @@ impl Plan {
     }
 
     /// Takes what its hooks are told.
-    pub(super) fn tell(&mut self, told: Told) {
+    pub fn tell(&mut self, told: Told) {
         self.hooks.tell(told);
     }
 
@@ -212,7 +240,8 @@ impl Plan {
 
     /// The user of the guest whom the container's cgroup is handed over to: its process's, where it has a cgroup namespace of its
     /// own and may write there, as runc does it.
-    pub(super) fn cgroup_owner(&self) -> Option<u32> {
+    #[must_use]
+    pub fn cgroup_owner(&self) -> Option<u32> {
         let writable = |mount: &Mount| {
             let kind = mount.typ().as_deref().unwrap_or_default();
             let is_cgroup = kind == "cgroup" || kind == "cgroup2";
@@ -223,8 +252,16 @@ impl Plan {
         self.ids.as_ref().map_or(Some(user), |ids| ids.user(user)).filter(|user| delegated && *user != 0)
     }
 
-    pub(super) fn has_namespace(&self, flag: libc::c_int) -> bool {
+    /// Whether it has a new namespace of this kind.
+    #[must_use]
+    pub fn has_namespace(&self, flag: libc::c_int) -> bool {
         self.namespaces & u64::from(flag.unsigned_abs()) != 0
+    }
+
+    /// Whether it has a cgroup namespace that is not this process's.
+    pub(super) fn has_own_cgroups(&self) -> bool {
+        self.has_namespace(libc::CLONE_NEWCGROUP)
+            || self.joined.iter().any(|joined| joined.flag == libc::CLONE_NEWCGROUP)
     }
 
     /// The mappings of its user namespace, if it has one.
@@ -241,7 +278,9 @@ impl Plan {
         &self.devices
     }
 
-    pub(super) fn spec(&self) -> &Spec {
+    /// The document.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
         &self.spec
     }
 
@@ -251,7 +290,9 @@ impl Plan {
         &self.process
     }
 
-    pub(super) fn linux(&self) -> &Linux {
+    /// The document's part for Linux.
+    #[must_use]
+    pub fn linux(&self) -> &Linux {
         &self.linux
     }
 
@@ -276,12 +317,14 @@ fn missing_device(node: &Node) -> PlanError {
     }
 }
 
-fn namespaces(linux: &Linux) -> Result<u64, PlanError> {
+fn namespaces(linux: &Linux, place: Place) -> Result<(u64, Vec<Joined>), PlanError> {
     let mut flags = 0;
+    let mut joined = Vec::new();
     for namespace in linux.namespaces().iter().flatten() {
         let flag = match namespace.typ() {
             // The guest's network is the pod's, as it was prepared on the host.
-            LinuxNamespaceType::Network => continue,
+            LinuxNamespaceType::Network if !place.is_host() => continue,
+            LinuxNamespaceType::Network => libc::CLONE_NEWNET,
             LinuxNamespaceType::Time => timens::CLONE_NEWTIME,
             LinuxNamespaceType::User => libc::CLONE_NEWUSER,
             LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
@@ -290,25 +333,36 @@ fn namespaces(linux: &Linux) -> Result<u64, PlanError> {
             LinuxNamespaceType::Uts => libc::CLONE_NEWUTS,
             LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,
         };
-        if let Some(path) = namespace.path() {
+        if let Some(path) = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
             let what = format!("linux.namespaces: {} of {}", namespace.typ(), path.display());
-            return Err(PlanError::Refused {
-                what,
-                remedy: ": a namespace of the host does not exist in a virtual machine",
-            });
+            let remedy = match place {
+                Place::Guest => ": a namespace of the host does not exist in a virtual machine",
+                Place::Host if flag == libc::CLONE_NEWUSER => ": it makes the user namespaces of its containers itself",
+                Place::Host => {
+                    joined.push(Joined { flag, path: path.clone() });
+                    continue;
+                }
+            };
+            return Err(PlanError::Refused { what, remedy });
         }
         flags |= u64::from(flag.unsigned_abs());
     }
     // Init mounts and pivots: never in the agent's own namespace.
-    if flags & u64::from(libc::CLONE_NEWNS.unsigned_abs()) == 0 {
+    let joins_mounts = joined.iter().any(|joined| joined.flag == libc::CLONE_NEWNS);
+    if flags & u64::from(libc::CLONE_NEWNS.unsigned_abs()) == 0 && !joins_mounts {
         return Err(PlanError::Missing("mount namespace (linux.namespaces)"));
     }
-    Ok(flags)
+    Ok((flags, joined))
 }
 
 /// What changes the host, or names parts of it.
-fn refuse_what_is_the_hosts(linux: &Linux) -> Result<(), PlanError> {
-    let remedy = ": it is about the host's processors, memory and devices, and the container has a virtual machine's";
+fn refuse_what_is_the_hosts(linux: &Linux, place: Place) -> Result<(), PlanError> {
+    let remedy = match place {
+        Place::Guest => {
+            ": it is about the host's processors, memory and devices, and the container has a virtual machine's"
+        }
+        Place::Host => ": it is neither in the guest",
+    };
     let devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
     for (there, name) in [
         (linux.intel_rdt().is_some(), "linux.intelRdt"),

@@ -19,7 +19,7 @@ fn document(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
 
 /// The plan of a document without bind mounts.
 fn planned(spec: Spec) -> Result<Plan, PlanError> {
-    Plan::new(spec, Sources::new())
+    Plan::new(spec, Sources::new(), Place::Guest)
 }
 
 fn refusal(change: impl FnOnce(&mut serde_json::Value)) -> String {
@@ -58,7 +58,7 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(refusal(none).contains("mounts[0], at /x: it has no type"));
     let source = Sources::from([(0, PathBuf::from("/run/husk/shares/x"))]);
     // The document's first mount is /proc.
-    assert!(Plan::new(document(|_| {}), source).unwrap_err().to_string().contains("no other mount has"));
+    assert!(Plan::new(document(|_| {}), source, Place::Guest).unwrap_err().to_string().contains("no other mount has"));
     let misplaced = |d: &mut serde_json::Value| d["uidMappings"] = serde_json::json!([mapping(0, 1, 1)]);
     assert!(refusal(misplaced).contains("uidMappings and gidMappings of the whole document"));
     let up = |d: &mut serde_json::Value| {

@@ -51,25 +51,31 @@ impl Offsets {
     }
 }
 
+/// Makes a time namespace: not where this process is, but where its next children are.
+///
+/// # Errors
+/// The step and the kernel's answer.
+pub(super) fn make(offsets: &Offsets) -> io::Result<()> {
+    let step = |what: &str, cause: io::Error| io::Error::other(format!("cannot {what}: {cause}"));
+    // SAFETY: a namespace for children changes nothing that memory safety depends on.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWTIME) }
+        .map_err(|cause| step("make a time namespace", cause.into()))?;
+    // Before anybody is in it: then they are fixed.
+    match offsets.0.as_str() {
+        "" => Ok(()),
+        text => fs::write("/proc/self/timens_offsets", text)
+            .map_err(|cause| step(&format!("set linux.timeOffsets ({})", text.trim().replace('\n', ", ")), cause)),
+    }
+}
+
 /// Like [`clone_into`], into a new time namespace as well. It belongs to the guest, also where the container has a user namespace, so its clocks
 /// are set by nobody in it.
 ///
 /// # Errors
 /// The kernel's answer; the agent's own children are where they were.
 pub(super) fn clone_into_new(offsets: &Offsets, namespaces: u64, directory: &OwnedFd) -> io::Result<Cloned> {
-    let step = |what: &str, cause: io::Error| io::Error::other(format!("cannot {what}: {cause}"));
     let own = rustix::fs::open("/proc/self/ns/time", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // Not where this process is, but where its next children are.
-    // SAFETY: a namespace for children changes nothing that memory safety depends on.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWTIME) }
-        .map_err(|cause| step("make a time namespace", cause.into()))?;
-    // Before anybody is in it: then they are fixed.
-    let set = match offsets.0.as_str() {
-        "" => Ok(()),
-        text => fs::write("/proc/self/timens_offsets", text)
-            .map_err(|cause| step(&format!("set linux.timeOffsets ({})", text.trim().replace('\n', ", ")), cause)),
-    };
-    let cloned = set.and_then(|()| clone_into(namespaces, directory));
+    let cloned = make(offsets).and_then(|()| clone_into(namespaces, directory));
     if matches!(cloned, Ok(Cloned::Child)) {
         return cloned;
     }

@@ -37,19 +37,19 @@ pub(super) fn mount_sysfs() -> Result<(), String> {
     .map_err(|cause| format!("cannot mount sysfs at {SYSFS}: {cause}"))
 }
 
-/// Device nodes in a directory of the guest's, gone when this is dropped: what is bound from there stays.
+/// Device nodes in a directory of their own, gone when this is dropped: what is bound from there stays.
 #[derive(Debug)]
 pub(super) struct Nodes(PathBuf);
 
 impl Nodes {
-    /// Makes the nodes, which belong to the container's users.
+    /// Makes the nodes in a directory below `at`; they belong to the container's users.
     ///
     /// # Errors
     /// The node that failed; none is left.
-    pub(super) fn make(nodes: &[Node], ids: &IdMappings) -> Result<Self, String> {
+    pub(super) fn make(at: &Path, nodes: &[Node], ids: &IdMappings) -> Result<Self, String> {
         /// Containers that were made at the same time have directories of their own.
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let directory = PathBuf::from(format!("/run/husk/nodes-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let directory = at.join(format!("nodes-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir(&directory).map_err(|cause| format!("cannot make {}: {cause}", directory.display()))?;
         let made = Self(directory);
         for (number, node) in nodes.iter().enumerate() {

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use super::execs::Execs;
 use super::{Service, ServiceError, component, nonces};
 use crate::boot::{self, POD_CGROUP, SHARES};
-use crate::container::{self, Cgroup, Container, Limits, OomWatch, Sources, Told, signal_from};
+use crate::container::{self, Cgroup, Container, Limits, OomWatch, Place, Sources, Told, signal_from};
 use crate::events::{Events, Exited};
 use crate::reaper::Exit;
 use crate::stdio::{self, Outputs};
@@ -163,7 +163,7 @@ impl<D: Dial> Service<D> {
         let resources: LinuxResources = serde_json::from_slice(&request.resources)
             .map_err(|cause| ServiceError::Invalid(format!("container {id}: its new limits: {cause}")))?;
         let refused = |cause| ServiceError::Container { id: id.clone(), cause };
-        let limits = Limits::of(&resources).map_err(|cause| refused(cause.into()))?;
+        let limits = Limits::of(&resources, Place::Guest).map_err(|cause| refused(cause.into()))?;
         for notice in limits.notices() {
             warn!("container {id}: {notice}");
         }

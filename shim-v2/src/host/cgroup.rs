@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use husk_protocol::cgroup::slice_path;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Where cgroups are.
@@ -66,13 +67,6 @@ pub fn join(path: &str) -> Result<(), CgroupError> {
         return Err(CgroupError::None(path));
     }
     Cgroup { path }.add(std::process::id())
-}
-
-/// `a-b.slice` is `a.slice/a-b.slice` (systemd.slice(5)).
-fn slice_path(slice: &str) -> PathBuf {
-    let Some(name) = slice.strip_suffix(".slice").filter(|name| *name != "-") else { return PathBuf::new() };
-    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
-    ends.map(|end| format!("{}.slice", &name[..end])).collect()
 }
 
 /// A cgroup that is there; [`remove`] ends it.

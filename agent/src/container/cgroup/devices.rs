@@ -3,11 +3,12 @@
 //!
 //! The document's rules come first, then those for the devices that every container has, as runc adds them. Each access
 //! (read, write, mknod) is decided by the last rule that names it and the device; what no rule names is denied. A rule's
-//! numbers are the guest's: see [`numbers`](super::super::numbers).
+//! numbers are this kernel's: see [`numbers`](super::super::numbers).
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::super::numbers::{Kind, is_given_out};
+use super::super::place::Place;
 use super::super::plan::PlanError;
 use super::bpf::{ANSWER, Instruction, KEPT, SCRATCH};
 
@@ -64,27 +65,27 @@ impl Rule {
     ///
     /// # Errors
     /// The rule that cannot be, by its place.
-    pub(super) fn all(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Self>, PlanError> {
+    pub(super) fn all(rules: &[LinuxDeviceCgroup], place: Place) -> Result<Vec<Self>, PlanError> {
         if rules.len() > MOST {
             let what = format!("linux.resources.devices: {} rules", rules.len());
             return Err(PlanError::Invalid { what, why: "there can be 1024" });
         }
         let mut checked = Vec::with_capacity(rules.len() + ALWAYS.len());
-        for (place, rule) in rules.iter().enumerate() {
-            checked.extend(Self::of(place, rule)?);
+        for (number, rule) in rules.iter().enumerate() {
+            checked.extend(Self::of(number, rule, place)?);
         }
         checked.extend(ALWAYS);
         Ok(checked)
     }
 
     /// None: it takes away what the guest does not have.
-    fn of(place: usize, rule: &LinuxDeviceCgroup) -> Result<Option<Self>, PlanError> {
+    fn of(index: usize, rule: &LinuxDeviceCgroup, place: Place) -> Result<Option<Self>, PlanError> {
         let letters = rule.access().as_deref().unwrap_or_default();
         let what = || {
             let kind = rule.typ().unwrap_or_default();
             let number = |value: Option<i64>| value.map_or_else(|| "*".to_owned(), |value| value.to_string());
             let (major, minor) = (number(rule.major()), number(rule.minor()));
-            format!("linux.resources.devices[{place}] ({} {major}:{minor} {letters})", kind.as_str())
+            format!("linux.resources.devices[{index}] ({} {major}:{minor} {letters})", kind.as_str())
         };
         let invalid = |why| PlanError::Invalid { what: what(), why };
         let kind = match rule.typ().unwrap_or_default() {
@@ -114,7 +115,8 @@ impl Rule {
             _ => Err(invalid("access is r, w, m or several of them")),
         })?;
         let kinds = kind.map_or_else(|| vec![Kind::Block, Kind::Character], |kind| vec![kind]);
-        if major.is_some_and(|major| kinds.into_iter().any(|kind| is_given_out(kind, major, minor))) {
+        let given_out = major.is_some_and(|major| kinds.into_iter().any(|kind| is_given_out(kind, major, minor)));
+        if given_out && !place.is_host() {
             if !rule.allow() {
                 return Ok(None);
             }

@@ -4,7 +4,7 @@ use super::super::bpf::{self, AND, EXIT, JUMP_IF_EQUAL, JUMP_UNLESS_EQUAL, LOAD_
 use super::*;
 
 fn rules(rules: &Value) -> Result<Vec<Rule>, PlanError> {
-    Rule::all(&serde_json::from_value::<Vec<LinuxDeviceCgroup>>(rules.clone()).unwrap())
+    Rule::all(&serde_json::from_value::<Vec<LinuxDeviceCgroup>>(rules.clone()).unwrap(), Place::Guest)
 }
 
 /// Runs a program as the kernel does (instruction-set.rst).

@@ -12,6 +12,7 @@ use husk_protocol::cpus;
 use log::warn;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
 
+use super::super::place::Place;
 use super::super::plan::PlanError;
 use super::devices::Rule;
 use super::{Cgroup, CgroupError, others};
@@ -19,6 +20,7 @@ use super::{Cgroup, CgroupError, others};
 /// Limits, checked.
 #[derive(Debug, Default)]
 pub struct Limits {
+    place: Place,
     settings: Vec<Setting>,
     /// Bytes of memory, and of memory and swap, that must not be in use already.
     free: Option<(i64, i64)>,
@@ -98,10 +100,10 @@ impl Limits {
     ///
     /// # Errors
     /// The field that cannot be.
-    pub fn of_new(resources: Option<&LinuxResources>) -> Result<Self, PlanError> {
-        let mut limits = resources.map(Self::of).transpose()?.unwrap_or_default();
+    pub fn of_new(resources: Option<&LinuxResources>, place: Place) -> Result<Self, PlanError> {
+        let mut limits = resources.map(|resources| Self::of(resources, place)).transpose()?.unwrap_or_default();
         if limits.devices.is_none() {
-            limits.devices = Some(Rule::all(&[])?);
+            limits.devices = Some(Rule::all(&[], place)?);
         }
         Ok(limits)
     }
@@ -110,9 +112,9 @@ impl Limits {
     ///
     /// # Errors
     /// The field that cannot be.
-    pub fn of(resources: &LinuxResources) -> Result<Self, PlanError> {
-        let mut limits = Self::default();
-        others::refuse(resources)?;
+    pub fn of(resources: &LinuxResources, place: Place) -> Result<Self, PlanError> {
+        let mut limits = Self { place, ..Self::default() };
+        others::refuse(resources, place)?;
         if let Some(pids) = resources.pids() {
             limits.pids(pids)?;
         }
@@ -123,15 +125,18 @@ impl Limits {
             limits.cpu(cpu)?;
         }
         if let Some(block_io) = resources.block_io() {
-            others::block_io(block_io, &mut limits.settings, &mut limits.notices)?;
+            others::block_io(block_io, place, &mut limits.settings, &mut limits.notices)?;
         }
         for limit in resources.hugepage_limits().iter().flatten() {
             others::huge_pages(limit, &mut limits.settings)?;
         }
+        if place.is_host() {
+            others::rdma(resources, &mut limits.settings);
+        }
         // The last, so that they go before all others, as with runc.
-        others::unified(resources.unified().as_ref(), &mut limits.settings)?;
+        others::unified(resources.unified().as_ref(), place, &mut limits.settings)?;
         if let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) {
-            limits.devices = Some(Rule::all(rules)?);
+            limits.devices = Some(Rule::all(rules, place)?);
         }
         Ok(limits)
     }
@@ -296,7 +301,7 @@ impl Limits {
         );
         for (name, file, list) in [("cpus", "cpuset.cpus", cpu.cpus()), ("mems", "cpuset.mems", cpu.mems())] {
             if let Some(list) = list {
-                self.settings.extend(cpu_set(format!("linux.resources.cpu.{name} {list:?}"), file, list)?);
+                self.settings.extend(cpu_set(format!("linux.resources.cpu.{name} {list:?}"), file, list, self.place)?);
             }
         }
         Ok(())
@@ -305,8 +310,13 @@ impl Limits {
 
 /// A set of the host's CPUs or memory nodes, as one of the guest's: the guest is made with as many CPUs as the set has
 /// members (shim-v2/src/vm/sizing.rs), so that the n-th of the set is the guest's n-th, as far as it has so many. It has one
-/// memory node.
-pub(super) fn cpu_set(field: String, file: &'static str, list: &str) -> Result<Option<Setting>, PlanError> {
+/// memory node. On the host the set is what it says.
+pub(super) fn cpu_set(
+    field: String,
+    file: &'static str,
+    list: &str,
+    place: Place,
+) -> Result<Option<Setting>, PlanError> {
     let members = cpus::members(list).map_err(|cause| PlanError::Invalid {
         what: field.clone(),
         why: match cause {
@@ -315,7 +325,11 @@ pub(super) fn cpu_set(field: String, file: &'static str, list: &str) -> Result<O
             cpus::ListError::TooLarge => "has a number above 8191, and no kernel has so many",
         },
     })?;
-    let text = if file == "cpuset.mems" { Text::Lines("0".to_owned()) } else { Text::Cpus(members) };
+    let text = match (place, file) {
+        (Place::Host, _) => Text::Lines(list.to_owned()),
+        (Place::Guest, "cpuset.mems") => Text::Lines("0".to_owned()),
+        (Place::Guest, _) => Text::Cpus(members),
+    };
     Ok((members > 0).then_some(Setting { field, file: file.into(), text, optional: false }))
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 fn of(resources: serde_json::Value) -> Result<Limits, PlanError> {
-    Limits::of(&serde_json::from_value(resources).unwrap())
+    Limits::of(&serde_json::from_value(resources).unwrap(), Place::Guest)
 }
 
 /// Files and what is written into them.
@@ -217,11 +217,11 @@ fn memory_in_use_is_looked_at_if_asked_for() {
 
 #[test]
 fn a_new_container_has_rules_for_devices_and_an_old_one_keeps_its() {
-    assert!(Limits::of_new(None).unwrap().devices.is_some_and(|rules| rules.len() == 11));
+    assert!(Limits::of_new(None, Place::Guest).unwrap().devices.is_some_and(|rules| rules.len() == 11));
     assert!(of(json!({ "pids": { "limit": 1 } })).unwrap().devices.is_none());
     let rules = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
     assert!(of(rules).unwrap().devices.is_some_and(|rules| rules.len() == 12));
     let spec = oci_spec::runtime::Spec::default();
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    assert_eq!(Limits::of_new(resources).unwrap().settings, []);
+    assert_eq!(Limits::of_new(resources, Place::Guest).unwrap().settings, []);
 }

@@ -80,8 +80,8 @@ impl Cgroup {
     }
 
     /// The cgroup at `path`, which exists.
-    #[cfg(test)]
-    pub(super) fn at(path: &Path) -> Self {
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
         Self { path: path.to_owned(), filter: Arc::default() }
     }
 

@@ -5,17 +5,18 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxHugepageLimit, LinuxResources, LinuxThrottleDevice};
 
+use super::super::place::Place;
 use super::super::plan::PlanError;
 use super::limits::{Setting, cpu_set};
 
-/// Refuses what a guest cannot have.
+/// Refuses what cannot be had.
 ///
 /// # Errors
 /// The first such field.
-pub(super) fn refuse(resources: &LinuxResources) -> Result<(), PlanError> {
+pub(super) fn refuse(resources: &LinuxResources, place: Place) -> Result<(), PlanError> {
     let refused = |what, remedy| Err(PlanError::Refused { what, remedy });
     if let Some(network) = resources.network() {
-        let remedy = ": cgroup v2, which the guest has, marks no traffic";
+        let remedy = ": cgroup v2 marks no traffic";
         if let Some(class) = network.class_id().filter(|class| *class != 0) {
             return refused(format!("linux.resources.network.classID {class}"), remedy);
         }
@@ -25,17 +26,32 @@ pub(super) fn refuse(resources: &LinuxResources) -> Result<(), PlanError> {
         }
     }
     match resources.rdma().iter().flatten().map(|(name, _)| name).min() {
-        Some(name) => refused(format!("linux.resources.rdma {name}"), ": the guest has no RDMA device"),
-        None => Ok(()),
+        Some(name) if !place.is_host() => {
+            refused(format!("linux.resources.rdma {name}"), ": the guest has no RDMA device")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `rdma`: handles and objects of a device.
+pub(super) fn rdma(resources: &LinuxResources, settings: &mut Vec<Setting>) {
+    let mut devices: Vec<_> = resources.rdma().iter().flatten().collect();
+    devices.sort_unstable_by_key(|(name, _)| name.as_str());
+    for (name, limits) in devices {
+        let values = [("hca_handle", limits.hca_handles()), ("hca_object", limits.hca_objects())];
+        let values = values.into_iter().filter_map(|(key, value)| value.map(|value| format!(" {key}={value}")));
+        let text: String = std::iter::once(name.clone()).chain(values).collect();
+        settings.push(Setting::new(format!("linux.resources.rdma {name}"), "rdma.max", text));
     }
 }
 
 /// Weights of version 1.
 const WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
 
-/// `blockIO`: the weight is the guest's to keep; devices are the host's, of which the guest sees none.
+/// `blockIO`: the weight is the kernel's to keep; devices are the host's, of which a guest sees none.
 pub(super) fn block_io(
     block_io: &LinuxBlockIo,
+    place: Place,
     settings: &mut Vec<Setting>,
     notices: &mut Vec<&'static str>,
 ) -> Result<(), PlanError> {
@@ -55,18 +71,31 @@ pub(super) fn block_io(
         let remedy = ": it names a block device of the host, and the guest's files do not come from one";
         Err(PlanError::Refused { what, remedy })
     };
-    if let Some(device) = block_io.weight_device().iter().flatten().next() {
+    for device in block_io.weight_device().iter().flatten().filter(|_| place.is_host()) {
+        let Some(weight) = device.weight().filter(|weight| *weight != 0) else { continue };
+        let device = format!("{}:{}", device.major(), device.minor());
+        let field = format!("linux.resources.blockIO.weightDevice {device} {weight}");
+        // By BFQ, which takes the weights as they are.
+        settings.push(Setting::new(field, "io.bfq.weight", format!("{device} {weight}")));
+    }
+    if let Some(device) = block_io.weight_device().iter().flatten().next().filter(|_| !place.is_host()) {
         return refused(format!("linux.resources.blockIO.weightDevice {}:{}", device.major(), device.minor()));
     }
-    let throttles: [(&str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
-        ("throttleReadBpsDevice", block_io.throttle_read_bps_device()),
-        ("throttleWriteBpsDevice", block_io.throttle_write_bps_device()),
-        ("throttleReadIOPSDevice", block_io.throttle_read_iops_device()),
-        ("throttleWriteIOPSDevice", block_io.throttle_write_iops_device()),
+    let throttles: [(&str, &str, &Option<Vec<LinuxThrottleDevice>>); 4] = [
+        ("throttleReadBpsDevice", "rbps", block_io.throttle_read_bps_device()),
+        ("throttleWriteBpsDevice", "wbps", block_io.throttle_write_bps_device()),
+        ("throttleReadIOPSDevice", "riops", block_io.throttle_read_iops_device()),
+        ("throttleWriteIOPSDevice", "wiops", block_io.throttle_write_iops_device()),
     ];
-    for (name, devices) in throttles {
+    for (name, key, devices) in throttles {
+        for throttle in devices.iter().flatten().filter(|_| place.is_host()) {
+            let device = format!("{}:{}", throttle.major(), throttle.minor());
+            let rate = if throttle.rate() == 0 { "max".to_owned() } else { throttle.rate().to_string() };
+            let field = format!("linux.resources.blockIO.{name} {device} {rate}");
+            settings.push(Setting::new(field, "io.max", format!("{device} {key}={rate}")));
+        }
         // A rate of zero is none.
-        if let Some(device) = devices.iter().flatten().find(|device| device.rate() != 0) {
+        if let Some(device) = devices.iter().flatten().find(|device| !place.is_host() && device.rate() != 0) {
             return refused(format!("linux.resources.blockIO.{name} {}:{}", device.major(), device.minor()));
         }
     }
@@ -98,7 +127,11 @@ pub(super) fn huge_pages(limit: &LinuxHugepageLimit, settings: &mut Vec<Setting>
 const CORE: [&str; 3] = ["cgroup.max.depth", "cgroup.max.descendants", "cgroup.pressure"];
 
 /// `unified`: files of the cgroup by their names, in the order of the names.
-pub(super) fn unified(unified: Option<&HashMap<String, String>>, settings: &mut Vec<Setting>) -> Result<(), PlanError> {
+pub(super) fn unified(
+    unified: Option<&HashMap<String, String>>,
+    place: Place,
+    settings: &mut Vec<Setting>,
+) -> Result<(), PlanError> {
     let mut files: Vec<_> = unified.into_iter().flatten().collect();
     files.sort_unstable();
     for (file, value) in files {
@@ -119,14 +152,14 @@ pub(super) fn unified(unified: Option<&HashMap<String, String>>, settings: &mut 
             let first = line.split_whitespace().next().unwrap_or_default();
             first.split_once(':').is_some_and(|(major, minor)| is_number(major) && is_number(minor))
         };
-        if file.starts_with("io.") && value.lines().any(names_device) {
+        if !place.is_host() && file.starts_with("io.") && value.lines().any(names_device) {
             let remedy = ": it names a block device of the host, and the guest's files do not come from one";
             return Err(PlanError::Refused { what: field, remedy });
         }
         // These name the host's, in whatever words.
         match file.as_str() {
-            "cpuset.cpus" => settings.extend(cpu_set(field, "cpuset.cpus", value)?),
-            "cpuset.mems" => settings.extend(cpu_set(field, "cpuset.mems", value)?),
+            "cpuset.cpus" => settings.extend(cpu_set(field, "cpuset.cpus", value, place)?),
+            "cpuset.mems" => settings.extend(cpu_set(field, "cpuset.mems", value, place)?),
             _ => settings.push(Setting::new(field, file.clone(), value.as_str())),
         }
     }
