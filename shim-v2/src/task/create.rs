@@ -42,8 +42,8 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let config = configuration(pod, request)?;
     let bundle = PathBuf::from(request.bundle());
     let spec_path = bundle.join("config.json");
-    let spec_error = |cause| TaskError::Spec { id: id.to_owned(), cause };
-    let document = std::fs::read(&spec_path).map_err(|cause| spec_error(cause.into()))?;
+    let spec_error = |cause: std::io::Error| TaskError::Spec { id: id.to_owned(), cause };
+    let document = std::fs::read(&spec_path).map_err(spec_error)?;
     let spec: Spec = serde_json::from_slice(&document).map_err(|cause| spec_error(cause.into()))?;
     if let Some(path) = network_namespace(&spec).and_then(|namespace| namespace.path().as_ref())
         && !path.is_absolute()

@@ -1,5 +1,7 @@
 //! What containerd is told when something fails: it decides by the code, people by the words.
 
+use std::io;
+
 use ttrpc::Code;
 
 use super::pod::PodError;
@@ -79,7 +81,7 @@ pub enum TaskError {
         /// Which.
         id: String,
         /// Why.
-        cause: oci_spec::OciSpecError,
+        cause: io::Error,
     },
     /// The configuration.
     #[error(transparent)]
@@ -120,7 +122,7 @@ pub enum TaskError {
         /// What was tried.
         what: &'static str,
         /// The kernel's answer.
-        cause: std::io::Error,
+        cause: io::Error,
     },
 }
 
