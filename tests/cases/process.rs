@@ -1,5 +1,8 @@
 //! When, where and as what a container's processes run, and hooks among them: what the document says, seen inside.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
 use husk_tests::ctr::{Detached, Output, Runtime, ctr, must};
 use husk_tests::host::leaves_nothing;
 use serde_json::{Value, json};
@@ -10,6 +13,8 @@ use crate::{busybox, refused};
 /// Runs a document whose program is a script.
 fn run(runtime: Runtime, id: &str, script: &str, change: impl Fn(&mut Value)) -> Output {
     let root = busybox();
+    // For whatever user the process is.
+    fs::set_permissions(root.path().join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     let file = document(root.path(), script, |document| {
         change(document);
         document["linux"]["cgroupsPath"] = format!("/default/{id}").into();
