@@ -24,6 +24,7 @@ mod logging;
 mod long;
 mod many;
 mod observe;
+mod oci;
 mod process;
 mod resources;
 mod restart;
