@@ -28,6 +28,7 @@ mod long;
 mod many;
 mod nested;
 mod observe;
+mod oci;
 mod process;
 mod resources;
 mod restart;

@@ -19,6 +19,8 @@ pub(super) struct Bundle {
     /// The directory that becomes the container's root.
     pub(super) root: PathBuf,
     pub(super) document: Spec,
+    /// The document as it is written.
+    pub(super) text: Vec<u8>,
     pub(super) plan: Plan,
 }
 
@@ -30,7 +32,7 @@ impl Bundle {
     pub(super) fn open(directory: Option<&str>, id: &str) -> Result<Self, OciError> {
         let given = Path::new(directory.unwrap_or("."));
         let directory = given.canonicalize().map_err(on("open the bundle", given))?;
-        let document = read_document(&directory.join(DOCUMENT))?;
+        let (document, text) = read_document(&directory.join(DOCUMENT))?;
         let path = document.root().as_ref().ok_or(PlanError::Missing("root"))?.path();
         let root = directory.join(path);
         let root = root.canonicalize().map_err(on("open the container's root", &root))?;
@@ -38,7 +40,7 @@ impl Bundle {
             return Err(format!("root.path {}: is no directory", root.display()).into());
         }
         let plan = plan(&document, &directory, id)?;
-        Ok(Self { directory, root, document, plan })
+        Ok(Self { directory, root, document, text, plan })
     }
 }
 

@@ -40,16 +40,19 @@ pub(super) fn create(root: &Path, words: &Words) -> Result<(), OciError> {
             return Err(format!("flag provided but not defined: -{flag}").into());
         }
     }
-    Making::begin(root, id, words, true)?.finish().map(drop)
+    let preserved = preserved(words)?;
+    Making::begin(root, id, words, true, preserved)?.finish().map(drop)
 }
 
 /// `run`; returns the status of its program, or 0 if it is left to itself.
 pub(super) fn run(root: &Path, words: &Words) -> Result<u8, OciError> {
     let id = words.only("run")?;
     let detach = words.has("detach");
+    // Before there are any of this program's own.
+    let preserved = preserved(words)?;
     // Held until somebody is there to send them to.
     let signals = (!detach).then(Signals::hold).transpose().map_err(|cause| format!("cannot take signals: {cause}"))?;
-    let (container, made) = Making::begin(root, id, words, detach)?.finish()?;
+    let (container, made) = Making::begin(root, id, words, detach, preserved)?.finish()?;
     let started = life::start_container(&container);
     let ended = started.and_then(|()| match &signals {
         None => Ok(0),
@@ -72,7 +75,7 @@ struct Making {
 }
 
 impl Making {
-    fn begin(root: &Path, id: &str, words: &Words, detach: bool) -> Result<Self, OciError> {
+    fn begin(root: &Path, id: &str, words: &Words, detach: bool, preserved: u32) -> Result<Self, OciError> {
         check_id(id)?;
         if words.has("no-pivot") {
             return Err("--no-pivot: a container's root is its own here, and without pivot_root it would not be".into());
@@ -82,7 +85,6 @@ impl Making {
         }
         let bundle = Bundle::open(words.value("bundle"), id)?;
         console::check(bundle.plan.process().has_terminal(), detach, words.value("console-socket"))?;
-        let preserved = preserved(words)?;
         let hooks = RuntimeHooks::of(&bundle.document)?;
         let directory = claim(root, id)?;
         let mut making = Self { directory, group: None, container: None, made: None, hooks };
@@ -91,7 +93,7 @@ impl Making {
     }
 
     fn make(&mut self, bundle: Bundle, id: &str, words: &Words, preserved: u32) -> Result<(), OciError> {
-        let Bundle { directory: bundle, root, document, plan } = bundle;
+        let Bundle { directory: bundle, root, document, text, plan } = bundle;
         for notice in plan.notices() {
             log::warn!("{notice}");
         }
@@ -101,7 +103,7 @@ impl Making {
         if let Some(user) = plan.cgroup_owner() {
             group.cgroup.delegate(user)?;
         }
-        Stored::keep_document(&self.directory, &document)?;
+        Stored::keep_document(&self.directory, &text)?;
         let start = host::listen(&self.directory, START).map_err(on("make a socket in", &self.directory))?;
         if !words.has("no-new-keyring") {
             keyring::join(id);
@@ -181,7 +183,7 @@ impl Drop for Making {
     }
 }
 
-/// How many descriptors the program gets: those that are asked for, and those of socket activation (sd_listen_fds(3)).
+/// How many descriptors behind the standard streams the program gets. To be asked before this process opens any.
 ///
 /// # Errors
 /// One is not open.

@@ -41,6 +41,7 @@ pub(super) fn exec(root: &Path, words: &Words) -> Result<u8, OciError> {
     let [id, args @ ..] = words.rest.as_slice() else {
         return Err("exec: a container's id and a program are wanted".into());
     };
+    let preserved = preserved(words)?;
     let container = Stored::open(root, id)?;
     for flag in ["process-label", "apparmor", "pidfd-socket"] {
         if words.value(flag).is_some_and(|value| !value.is_empty() && value != "unconfined") {
@@ -50,7 +51,6 @@ pub(super) fn exec(root: &Path, words: &Words) -> Result<u8, OciError> {
     let process = ProcessPlan::new(process(words, args, &container)?)?;
     let detach = words.has("detach");
     console::check(process.has_terminal(), detach, words.value("console-socket"))?;
-    let preserved = preserved(words)?;
     match container.status() {
         Status::Stopped => return Err("cannot exec in a stopped container".into()),
         Status::Paused if !words.has("ignore-paused") => {
@@ -158,7 +158,7 @@ fn user(of: &User, words: &Words) -> Result<User, OciError> {
 fn capabilities(of: LinuxCapabilities, words: &Words) -> Result<LinuxCapabilities, OciError> {
     let mut sets = of;
     for name in words.values("cap") {
-        let capability: Capability = serde_json::from_value(name.into())
+        let capability: Capability = serde_json::from_slice(format!("{name:?}").as_bytes())
             .map_err(|_| format!("exec: --cap {name:?}: there is no such capability"))?;
         let with = |set: &Option<std::collections::HashSet<Capability>>| {
             let mut set = set.clone().unwrap_or_default();

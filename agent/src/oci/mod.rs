@@ -113,7 +113,7 @@ fn run_command(command: &str, words: &[String], root: &Path) -> Result<u8, OciEr
         "ps" => ps::ps(root, &Words::parse(words, ps::FLAGS, Flags::Anywhere)?).map(done),
         "events" => stats::events(root, &parsed(stats::FLAGS)?).map(done),
         "update" => update::update(root, &parsed(update::FLAGS)?).map(done),
-        "features" => print(&format!("{:#}", self_description()?)).map(done),
+        "features" => print(&self_description()?).map(done),
         other => Err(format!("no command {other:?}; husk-agent oci --help lists them").into()),
     }
 }
@@ -131,7 +131,7 @@ fn version() -> String {
     format!("husk-agent oci version {}\nspec: {}", env!("CARGO_PKG_VERSION"), oci_spec::runtime::VERSION)
 }
 
-fn self_description() -> Result<serde_json::Value, OciError> {
+fn self_description() -> Result<String, OciError> {
     let can = Can {
         hooks: &["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         namespaces: &[
@@ -148,7 +148,8 @@ fn self_description() -> Result<serde_json::Value, OciError> {
         systemd: false,
     };
     let made = features(&can).map_err(|cause| cause.to_string())?;
-    serde_json::to_value(made).map_err(|cause| OciError::Other(cause.to_string()))
+    let bytes = serde_json::to_vec(&made).map_err(|cause| OciError::Other(cause.to_string()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Prints a line. A reader that has gone away wants no more of it.

@@ -98,8 +98,8 @@ pub(super) fn claim(root: &Path, id: &str) -> Result<PathBuf, OciError> {
     }
 }
 
-/// Reads a document.
-pub(super) fn read_document(path: &Path) -> Result<Spec, OciError> {
+/// Reads a document; returns what is written, too.
+pub(super) fn read_document(path: &Path) -> Result<(Spec, Vec<u8>), OciError> {
     use std::io::Read;
     let mut text = Vec::new();
     let file = File::open(path).map_err(|cause| match cause.kind() {
@@ -110,7 +110,9 @@ pub(super) fn read_document(path: &Path) -> Result<Spec, OciError> {
     if text.len() as u64 > LARGEST {
         return Err(format!("{}: it is larger than {LARGEST} bytes", path.display()).into());
     }
-    serde_json::from_slice(&text).map_err(|cause| OciError::Document { path: path.to_owned(), cause })
+    let document =
+        serde_json::from_slice(&text).map_err(|cause| OciError::Document { path: path.to_owned(), cause })?;
+    Ok((document, text))
 }
 
 /// Writes a file that is there whole or not at all.
@@ -137,9 +139,8 @@ pub(super) fn start_time(pid: u32) -> Option<u64> {
 
 impl Stored {
     /// Keeps the document of a container in the making.
-    pub(super) fn keep_document(directory: &Path, document: &Spec) -> Result<(), OciError> {
-        let bytes = serde_json::to_vec(document).map_err(|cause| OciError::Other(cause.to_string()))?;
-        write(&directory.join(DOCUMENT), &bytes)
+    pub(super) fn keep_document(directory: &Path, text: &[u8]) -> Result<(), OciError> {
+        write(&directory.join(DOCUMENT), text)
     }
 
     /// The container of this id.
@@ -155,7 +156,7 @@ impl Stored {
             _ => on("read", &path)(cause),
         })?;
         let record = serde_json::from_slice(&text).map_err(|cause| OciError::Document { path, cause })?;
-        let document = read_document(&directory.join(DOCUMENT))?;
+        let (document, _) = read_document(&directory.join(DOCUMENT))?;
         Ok(Self { directory, record, document })
     }
 
@@ -269,7 +270,7 @@ mod tests {
             cgroup: root.path().to_owned(),
             created: "now".to_owned(),
         };
-        Stored::keep_document(&directory, &Spec::default()).unwrap();
+        Stored::keep_document(&directory, b"{\"ociVersion\":\"1.0.2\"}").unwrap();
         Stored { directory: directory.clone(), record, document: Spec::default() }.save().unwrap();
         let mut stored = Stored::open(root.path(), "one").unwrap();
         assert_eq!(stored.status(), Status::Running);

@@ -112,7 +112,8 @@ fn from_flags(words: &Words) -> Result<LinuxResources, OciError> {
     if document.is_empty() {
         return Err("update: there is nothing to change: give --resources, or a limit".into());
     }
-    serde_json::from_value(Value::Object(document)).map_err(|cause| format!("update: {cause}").into())
+    serde_json::from_slice(Value::Object(document).to_string().as_bytes())
+        .map_err(|cause| format!("update: {cause}").into())
 }
 
 /// Bytes: a number, with k, m, g or t for powers of 1024 (`go-units`).
