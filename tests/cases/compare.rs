@@ -2,6 +2,7 @@
 //! in `tests/compare/differences.toml`, with its reason.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use husk_tests::compare::{Differences, Seen, seen};
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::busybox;
+use crate::document::both;
 use crate::userns::{give, mapped};
 
 /// Where the test bed has the probe (`tests/e2e/run`), and where a root does.
@@ -193,5 +195,34 @@ fn a_program_sees_the_same_under_both() {
         );
         assert!(unused.is_empty(), "nothing met these differences:\n{}", unused.join("\n"));
         assert!(count > 2000, "the probe says little: {count}");
+    });
+}
+
+#[test]
+fn what_is_hardened_is_tried_alike() {
+    leaves_nothing(|| {
+        let root = probed();
+        let suid = root.path().join("bin/suid");
+        fs::copy(PROBE, &suid).unwrap();
+        fs::set_permissions(&suid, fs::Permissions::from_mode(0o4755)).unwrap();
+        // A program with the set-user-ID bit; what takes a capability that is gone, and one that is not; more than fits.
+        let script = "exec 2>&1; /bin/suid report | grep -E '^status.(Uid|CapPrm|CapEff|NoNewPrivs)='; mount -o remount,rw /; \
+            mount -t tmpfs none /tmp; mknod /tmp/node c 1 3; touch /tmp/file; chown 0 /tmp/file; hostname other; busybox chroot / /bin/true; \
+            busybox timeout 1 busybox nc -l -p 80; echo port $?; touch /file /etc/file /dev/shm/file; echo x >/proc/sys/kernel/panic; \
+            dd if=/dev/zero of=/tmp/big bs=1M count=5 2>/dev/null || echo full; cp /bin/busybox /tmp/b; /tmp/b true; cat /etc/group; ls /root; \
+            busybox renice -n -5 $$; (ulimit -n 500); busybox kill -9 1; busybox ping -c 1 127.0.0.1 >/dev/null; \
+            n=0; sh -c 'while test $n -lt 60; do sleep 100 & n=$((n + 1)); done' >/tmp/forks; grep -c fork /tmp/forks; echo end";
+        let tried = |no_new_privileges: bool| {
+            let (runc, husk) = both(root.path(), script, |document| {
+                harden(document);
+                document["process"]["noNewPrivileges"] = no_new_privileges.into();
+            });
+            assert_eq!(husk, runc);
+            husk
+        };
+        let strict = tried(true);
+        assert!(strict.contains("status.Uid=1000 1000 1000 1000\n") && strict.contains("\nfull\n"), "{strict}");
+        // With the bit honoured, the user is root, with what is left of its capabilities.
+        assert!(tried(false).contains("status.Uid=1000 0 0 0\nstatus.CapPrm=0000000000000400\n"));
     });
 }

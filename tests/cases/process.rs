@@ -180,8 +180,9 @@ fn hooks_of_the_container_run_before_its_program() {
                 document["annotations"] = json!({ "husk.test/key": "value" });
                 document["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
                 let state = "sed 's/.*\"status\":\"\\([a-z]*\\)\".*/\\1/'";
-                let told =
-                    format!("{{ {state}; id -u; pwd; grep -E '^(NoNewPrivs|CapEff)' /proc/self/status; }} >/tmp/told");
+                let told = format!(
+                    "{{ {state}; echo; id -u; pwd; grep -E '^(NoNewPrivs|CapEff)' /proc/self/status; }} >/tmp/told"
+                );
                 document["hooks"]["startContainer"] = json!([hook(&told), hook("echo >/tmp/second")]);
             });
             assert_eq!(output.status, 0, "{}{}", output.text(), output.errors());

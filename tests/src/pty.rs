@@ -11,6 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+use crate::host::patience;
+
 /// Time for what a case waits for to appear.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -67,7 +69,7 @@ impl Session {
     /// # Panics
     /// It is not.
     pub fn shows(&mut self, text: &str) -> String {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + LIMIT * patience();
         loop {
             if let Some(at) = self.shown[self.seen..].find(text) {
                 let before = self.shown[self.seen..self.seen + at].to_owned();
@@ -103,7 +105,7 @@ impl Session {
     /// It does not end.
     #[must_use]
     pub fn ends(mut self) -> (i32, String) {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + LIMIT * patience();
         while self.reads(end) {}
         assert!(Instant::now() < end, "it does not end: {:?}", self.shown);
         (self.child.wait().unwrap().code().unwrap_or(-1), std::mem::take(&mut self.shown))
