@@ -300,8 +300,7 @@ fn create_vcpus(host: &Host, vm: &VmFd, count: u8, entry: u64) -> Result<Vec<Vcp
         .map_err(KvmError::step("ask for the supported CPUID"))?;
     let fds = (0..count).map(|id| vm.create_vcpu(id.into()).map_err(KvmError::step("create a vCPU")));
     let fds = fds.collect::<Result<Vec<_>, _>>()?;
-    let machine =
-        cpuid::Machine { vcpus: count, tsc_deadline: host.optional.tsc_deadline, emulated: cpuid::host_is_emulated() };
+    let machine = cpuid::Machine { vcpus: count, tsc_deadline: host.optional.tsc_deadline };
     // CPUID of all comes before anything that depends on it.
     for (id, fd) in (0..).zip(&fds) {
         let cpuid = cpuid::for_vcpu(&supported, id, machine)?;

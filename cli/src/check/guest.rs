@@ -177,7 +177,7 @@ fn try_to_run(fd: OwnedFd, tell: &mut dyn FnMut(Report)) -> Result<(), String> {
 /// The vCPU as the VMM sets up its first one, and what a system call takes.
 fn set_up(host: &Host, vcpu: &VcpuFd) -> Result<(), String> {
     let supported = host.kvm().get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("ask for the CPUID"))?;
-    let machine = Machine { vcpus: 1, tsc_deadline: host.optional.tsc_deadline, emulated: cpuid::host_is_emulated() };
+    let machine = Machine { vcpus: 1, tsc_deadline: host.optional.tsc_deadline };
     let leaves = cpuid::for_vcpu(&supported, 0, machine).map_err(|cause| cause.to_string())?;
     vcpu.set_cpuid2(&leaves).map_err(step("set the vCPU's CPUID"))?;
     msr::set(vcpu, Vendor::of(supported.as_slice())).map_err(|cause| cause.to_string())?;

@@ -25,8 +25,6 @@ const HTT: u32 = 1 << 28;
 const KVM_FEATURES: u32 = 0x4000_0001;
 /// KVM_FEATURE_ASYNC_PF_INT: an interrupt storm on AMD when host pages are slow.
 const ASYNC_PF_INT: u32 = 1 << 14;
-/// KVM_FEATURE_PV_EOI: the end of an interrupt without an exit.
-const PV_EOI: u32 = 1 << 6;
 /// Bytes in a line that CLFLUSH writes back, in units of 8 (leaf 1 EBX 15:8).
 const CLFLUSH_UNITS: u32 = 8;
 
@@ -37,19 +35,6 @@ pub struct Machine {
     pub vcpus: u8,
     /// KVM's local APIC has the TSC-deadline mode (KVM_CAP_TSC_DEADLINE_TIMER); KVM 6.12 does not set the bit itself.
     pub tsc_deadline: bool,
-    /// The host is itself emulated in software ([`host_is_emulated`]).
-    pub emulated: bool,
-}
-
-/// Whether the processor that this runs on is QEMU's software (TCG), as its hypervisor leaf says. QEMU's VMRUN leaves an
-/// injected interrupt noted as still to be delivered until the guest's next exit, and delivers it once more if the emulated
-/// host's time slice or timer ends before that: inside the interrupt's handler, which then waits for its own lock for ever
-/// (docs/operations.md, "Limits known today"). Where the end of an interrupt is an exit, that comes before any lock.
-#[must_use]
-pub fn host_is_emulated() -> bool {
-    // A processor that has no such leaf answers with another one's numbers, which are no text.
-    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
-    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == b"TCGTCGTCGTCG"
 }
 
 /// Bits of an APIC id that number the package's cores.
@@ -81,12 +66,7 @@ pub fn for_vcpu(supported: &CpuId, id: u8, machine: Machine) -> Result<CpuId, Cp
                 entry.ebx = (entry.ebx & 0xff) | CLFLUSH_UNITS << 8 | vcpus << 16 | apic_id << 24;
                 entry.edx = if vcpus > 1 { entry.edx | HTT } else { entry.edx & !HTT };
             }
-            KVM_FEATURES => {
-                entry.eax &= !ASYNC_PF_INT;
-                if machine.emulated {
-                    entry.eax &= !PV_EOI;
-                }
-            }
+            KVM_FEATURES => entry.eax &= !ASYNC_PF_INT,
             0x8000_0008 if differences.core_count_in_address_leaf => {
                 // ECX 7:0 cores minus one, 15:12 bits of the core number (APM 3, E.4.7).
                 entry.ecx = (vcpus - 1) | core_bits(machine.vcpus) << 12;
@@ -173,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_vcpu_has_its_apic_id_in_every_leaf() {
-        let machine = Machine { vcpus: 3, tsc_deadline: true, emulated: false };
+        let machine = Machine { vcpus: 3, tsc_deadline: true };
         let amd = for_vcpu(&leaves(b"AuthenticAMD"), 2, machine).unwrap();
         assert_eq!(find(&amd, 1, 0).ebx, 0x0203_0804);
         assert_eq!(find(&amd, 1, 0).ecx, HYPERVISOR | TSC_DEADLINE);
@@ -182,18 +162,17 @@ mod tests {
         // Three cores take two bits of the APIC id.
         assert_eq!((find(&amd, 0xb, 1).eax, find(&amd, 0xb, 1).ebx), (2, 3));
         assert_eq!(find(&amd, 0x8000_0008, 0).ecx, 2 | 2 << 12);
-        assert_eq!(find(&amd, KVM_FEATURES, 0).eax & (ASYNC_PF_INT | PV_EOI), PV_EOI);
+        assert_eq!(find(&amd, KVM_FEATURES, 0).eax & ASYNC_PF_INT, 0);
         assert_eq!(find(&amd, 0xa, 0).eax, 0);
     }
 
     #[test]
     fn the_last_cache_is_shared_and_the_others_are_not() {
-        let machine = Machine { vcpus: 4, tsc_deadline: false, emulated: true };
+        let machine = Machine { vcpus: 4, tsc_deadline: false };
         let intel = for_vcpu(&leaves(b"GenuineIntel"), 0, machine).unwrap();
         let caches: Vec<_> = intel.as_slice().iter().filter(|e| e.function == 4).map(|e| e.eax).collect();
         assert_eq!(caches, [3 << 26 | 0x121, 3 << 26 | 3 << 14 | 0x163]);
         assert_eq!(find(&intel, 1, 0).ecx & TSC_DEADLINE, 0);
-        assert_eq!(find(&intel, KVM_FEATURES, 0).eax & PV_EOI, 0);
         // AMD's leaves stay as they are on Intel, and both topology leaves are there.
         assert_eq!(find(&intel, 0x8000_001e, 0).eax, 1);
         assert_eq!(find(&intel, 0x1f, 1).ebx, 4);
@@ -201,8 +180,7 @@ mod tests {
 
     #[test]
     fn one_vcpu_is_alone_in_its_package() {
-        let one =
-            for_vcpu(&leaves(b"AuthenticAMD"), 0, Machine { vcpus: 1, tsc_deadline: true, emulated: false }).unwrap();
+        let one = for_vcpu(&leaves(b"AuthenticAMD"), 0, Machine { vcpus: 1, tsc_deadline: true }).unwrap();
         assert_eq!(find(&one, 1, 0).edx & HTT, 0);
         assert_eq!(find(&one, 0xb, 1).eax, 0);
         assert_eq!(find(&one, 0x8000_0008, 0).ecx, 0);
