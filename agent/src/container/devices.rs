@@ -37,6 +37,9 @@ const LINKS: [(&str, &str); 5] = [
     ("dev/ptmx", "pts/ptmx"),
 ];
 
+/// A link that containers have where the kernel shows its memory; a guest's does not.
+const CORE: (&str, &str) = ("dev/core", "/proc/kcore");
+
 /// A device node to be.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -119,7 +122,7 @@ impl fmt::Display for Node {
 ///
 /// # Errors
 /// The one that failed.
-pub(super) fn make_all(nodes: &[Node], made: Option<&Nodes>) -> Result<(), String> {
+pub(super) fn make_all(nodes: &[Node], made: Option<&Nodes>, on_host: bool) -> Result<(), String> {
     let root = open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|cause| format!("cannot open the container's root: {cause}"))?;
     for (number, node) in nodes.iter().enumerate() {
@@ -129,7 +132,8 @@ pub(super) fn make_all(nodes: &[Node], made: Option<&Nodes>) -> Result<(), Strin
         });
         placed.map_err(|cause| format!("cannot make the device /{}: {cause}", node.path.display()))?;
     }
-    for (path, target) in LINKS {
+    let core = (on_host && Path::new(CORE.1).exists()).then_some(CORE);
+    for (path, target) in LINKS.into_iter().chain(core) {
         let made = Place::find(&root, Path::new(path))
             .and_then(|place| or_there(symlinkat(target, &place.directory, &place.name)));
         made.map_err(|cause| format!("cannot make the link /{path}: {cause}"))?;

@@ -135,7 +135,7 @@ fn prepare(given: &Given<'_>) -> Result<Program, String> {
         }
     }
     mounts::mount_all(plan)?;
-    devices::make_all(plan.devices(), *nodes)?;
+    devices::make_all(plan.devices(), *nodes, plan.place().is_host())?;
     if host.as_ref().is_some_and(|host| host.tells_mounted) {
         link.mounted()?;
     }

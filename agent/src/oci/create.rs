@@ -138,8 +138,8 @@ impl Making {
         };
         let made = creation.run(self.hooks.has_creation().then_some(&mounted));
         if made.is_err() && told.get() {
-            // What they have done is to be undone.
-            self.hooks.poststop(&stored(0));
+            // What its hooks have done is to be undone.
+            self.container = Some(stored(0));
         }
         let made = self.made.insert(made?);
         let container = self.container.insert(stored(made.pid));
