@@ -1,6 +1,5 @@
 //! What a container's first process does between its making and its program.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -150,9 +149,9 @@ fn prepare(given: &Given<'_>) -> Result<Program, String> {
         rustix::system::setdomainname(name.as_bytes())
             .map_err(|cause| format!("cannot set the domain name {name}: {cause}"))?;
     }
-    set_sysctls(plan, false)?;
+    plan.sysctls().set_own()?;
     if plan.place().is_host() {
-        set_sysctls(plan, true)?;
+        plan.sysctls().set_network()?;
     }
     for path in plan.linux().readonly_paths().iter().flatten() {
         mounts::make_read_only(path)?;
@@ -181,19 +180,6 @@ fn prepare(given: &Given<'_>) -> Result<Program, String> {
 
     link.ready(terminal.as_ref().map(AsFd::as_fd))?;
     Ok(program)
-}
-
-/// Sets the sysctls of the network, which in a guest is the guest's, or all others, which are the container's namespaces'.
-///
-/// # Errors
-/// The one that the kernel refuses.
-pub(super) fn set_sysctls(plan: &Plan, network: bool) -> Result<(), String> {
-    let sysctls = plan.linux().sysctl().iter().flatten();
-    for (key, value) in sysctls.filter(|(key, _)| key.starts_with("net.") == network) {
-        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
-        fs::write(path, value).map_err(|cause| format!("cannot set the sysctl {key} to {value}: {cause}"))?;
-    }
-    Ok(())
 }
 
 /// Signals as a program expects them: none blocked, none ignored (the agent ignores SIGPIPE and blocks SIGCHLD).

@@ -26,6 +26,7 @@ mod process_plan;
 mod scheduling;
 mod seccomp;
 mod stats;
+mod sysctl;
 mod terminal;
 mod timens;
 mod unprivileged;
@@ -243,7 +244,7 @@ fn beforehand(plan: &Plan) -> Result<Option<Nodes>, String> {
 /// Does what only the agent has the privileges for, in whatever namespaces the container's init is.
 fn help(plan: &Plan, pid: u32) -> Result<(), String> {
     process::set_oom_score(&pid.to_string(), plan.process())?;
-    init::set_sysctls(plan, true)?;
+    plan.sysctls().set_network()?;
     plan.ids().map_or(Ok(()), |ids| ids.write(pid))
 }
 

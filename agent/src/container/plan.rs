@@ -17,6 +17,7 @@ use super::place::Place;
 use super::process::Common;
 use super::process_plan::ProcessPlan;
 use super::seccomp::Filter;
+use super::sysctl::Sysctls;
 use super::timens::{self, Offsets};
 use super::user::IdMappings;
 
@@ -68,6 +69,7 @@ pub struct Plan {
     /// It may use all devices.
     privileged: bool,
     limits: Limits,
+    sysctls: Sysctls,
     /// Its execs keep it.
     common: Arc<Common>,
     time: Option<Offsets>,
@@ -118,6 +120,11 @@ impl Plan {
                 why: "the document has no UTS namespace for it",
             });
         }
+        // In a guest the network is the pod's.
+        let joins_network = joined.iter().any(|joined| joined.flag == libc::CLONE_NEWNET);
+        let own_network = namespaces & u64::from(libc::CLONE_NEWNET.unsigned_abs()) != 0;
+        let network = !place.is_host() || own_network || joins_network;
+        let sysctls = Sysctls::of(linux.sysctl().as_ref(), namespaces, network)?;
         let time = Offsets::of(&linux, namespaces)?;
         let propagation = mounts::propagation(linux.rootfs_propagation().as_deref())?;
         let hooks = StartHooks::of(&spec, place)?;
@@ -155,6 +162,7 @@ impl Plan {
             privileged,
             sources,
             limits,
+            sysctls,
             common,
             time,
             propagation,
@@ -172,6 +180,10 @@ impl Plan {
     #[must_use]
     pub fn joined(&self) -> &[Joined] {
         &self.joined
+    }
+
+    pub(super) fn sysctls(&self) -> &Sysctls {
+        &self.sysctls
     }
 
     /// What its execs have too.

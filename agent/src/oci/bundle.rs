@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, Mount, Spec};
+use oci_spec::runtime::{Mount, Spec};
 
 use super::error::{OciError, on};
 use super::state::read_document;
@@ -64,7 +64,6 @@ pub(super) fn plan(document: &Spec, bundle: &Path, id: &str) -> Result<Plan, Oci
         }
         .into());
     }
-    check_sysctls(plan.linux(), private)?;
     plan.tell(Told { id: id.to_owned(), bundle: bundle.to_owned(), hook_limit: None });
     Ok(plan)
 }
@@ -101,48 +100,6 @@ fn refuse_labels(document: &Spec) -> Result<(), PlanError> {
         if let Some(value) = value.filter(|value| !value.is_empty() && *value != "unconfined") {
             let remedy = ": take it out of the document, or use another runtime where it has to hold";
             return Err(PlanError::Refused { what: format!("{name} {value:?}"), remedy });
-        }
-    }
-    Ok(())
-}
-
-/// Sysctls of the IPC namespace (namespaces.rst, ipc_namespaces(7)).
-const OF_IPC: [&str; 8] = [
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
-
-/// Sysctls are a namespace's own, or the host's, and those are not a container's to set. As runc has it.
-fn check_sysctls(linux: &Linux, private: impl Fn(libc::c_int) -> bool) -> Result<(), PlanError> {
-    let mut keys: Vec<&String> = linux.sysctl().iter().flatten().map(|(key, _)| key).collect();
-    keys.sort_unstable();
-    for key in keys {
-        let dotted = key.replace('/', ".");
-        let (flag, namespace) = if OF_IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
-            (libc::CLONE_NEWIPC, "an IPC namespace of its own")
-        } else if dotted.starts_with("net.") {
-            (libc::CLONE_NEWNET, "a network namespace of its own")
-        } else if dotted == "kernel.domainname" {
-            (libc::CLONE_NEWUTS, "a UTS namespace of its own")
-        } else {
-            (0, "")
-        };
-        let what = format!("linux.sysctl {key:?}");
-        if flag == 0 {
-            return Err(PlanError::Invalid { what, why: "is not in a separate kernel namespace" });
-        }
-        let joins = |joined: &oci_spec::runtime::LinuxNamespace| {
-            joined.path().is_some() && joined.typ() == oci_spec::runtime::LinuxNamespaceType::Network
-        };
-        let shared = flag == libc::CLONE_NEWNET && linux.namespaces().iter().flatten().any(joins);
-        if !private(flag) && !shared {
-            return Err(PlanError::Failed { what, cause: format!("the document has to have {namespace}") });
         }
     }
     Ok(())
