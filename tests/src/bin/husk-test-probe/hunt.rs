@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -40,8 +41,8 @@ pub(crate) fn until(mark: &str, report: &mut Report) {
                 ("ns", outcome(File::open(format!("/proc/{pid}/ns/mnt")))),
                 ("ptrace", traced),
             ];
-            // It may have become its program in between: then all of it is the container's own.
-            if fs::read_link(&exe).is_ok() {
+            // It may have become its program in between, and ended: then all of it is the container's own.
+            if !matches!(fs::read_link(&exe), Err(cause) if cause.kind() == ErrorKind::PermissionDenied) {
                 continue;
             }
             for (what, gave) in tries {
