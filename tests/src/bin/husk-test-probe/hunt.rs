@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -35,7 +35,7 @@ pub(crate) fn until(mark: &str, report: &mut Report) {
             let traced = aside_or(|| call(libc::SYS_ptrace, &[0x4206, pid, 0, 0]));
             let tries = [
                 ("mem", outcome(OpenOptions::new().read(true).open(format!("/proc/{pid}/mem")))),
-                ("fd", outcome(fs::read_dir(format!("/proc/{pid}/fd")))),
+                ("fd", outcome(descriptor(pid))),
                 ("root", outcome(fs::read_dir(format!("/proc/{pid}/root/")))),
                 ("cwd", outcome(fs::read_dir(format!("/proc/{pid}/cwd/")))),
                 ("ns", outcome(File::open(format!("/proc/{pid}/ns/mnt")))),
@@ -59,6 +59,12 @@ pub(crate) fn until(mark: &str, report: &mut Report) {
         let truncated = std::ffi::CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
         report.say("truncate", outcome(call(libc::SYS_truncate, &[truncated.as_ptr() as usize, 4096])));
     }
+}
+
+/// What the first descriptor of a process leads to. (Which there are root can list, as of every process of its user.)
+fn descriptor(pid: usize) -> io::Result<fs::Metadata> {
+    let first = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().next().ok_or(ErrorKind::NotFound)?;
+    fs::metadata(first.path())
 }
 
 /// All but this one and init.
