@@ -1,6 +1,6 @@
 //! Looks at processes of the container that are not its programs yet: what an exec is before it executes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
@@ -53,11 +53,16 @@ pub(crate) fn until(mark: &str, report: &mut Report) {
     for (what, count) in found {
         report.say(&what, count);
     }
+    let mut gave: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for file in caught {
         let again = OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        report.say("overwrite", outcome(again));
-        let truncated = std::ffi::CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
-        report.say("truncate", outcome(call(libc::SYS_truncate, &[truncated.as_ptr() as usize, 4096])));
+        gave.entry("overwrite").or_default().insert(outcome(again));
+        let path = std::ffi::CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+        let truncated = outcome(call(libc::SYS_truncate, &[path.as_ptr() as usize, 4096]));
+        gave.entry("truncate").or_default().insert(truncated);
+    }
+    for (what, outcomes) in gave {
+        report.say(what, outcomes.into_iter().collect::<Vec<_>>().join(" "));
     }
 }
 
