@@ -322,11 +322,13 @@ fn descriptors_are_kept_as_many_as_asked_for() {
             let file = fs::File::open(bundle.file("third")).unwrap();
             let mut command = bundle.command(&["run", "--preserve-fds", "1", bundle.id()]);
             let number = file.as_raw_fd();
-            // SAFETY: two system calls between fork and exec.
+            // SAFETY: system calls alone between fork and exec.
             unsafe {
                 command.pre_exec(move || {
-                    libc::dup2(number, 3);
-                    libc::dup2(number, 4);
+                    // Far from both: a copy onto itself would stay close-on-exec.
+                    let far = libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 100);
+                    libc::dup2(far, 3);
+                    libc::dup2(far, 4);
                     Ok(())
                 })
             };
