@@ -34,17 +34,6 @@ fn a_program_that_cannot_be_executed_is_named() {
 }
 
 #[test]
-fn a_bind_mount_is_refused_in_words() {
-    leaves_nothing(|| {
-        let root = busybox();
-        let output = Run::on_directory("tty", root.path())
-            .flags(&["--mount", "type=bind,src=/etc,dst=/x,options=rbind"])
-            .run(&["true"]);
-        refused(&output, &["/etc", "/x"]);
-    });
-}
-
-#[test]
 fn a_guest_that_panics_at_boot_is_told_with_its_last_lines() {
     leaves_nothing(|| {
         let root = busybox();
