@@ -310,6 +310,8 @@ mod tests {
         assert!(info.options.is_none());
         let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
         assert!(features["mountOptions"].as_array().unwrap().contains(&"rro".into()), "{features}");
+        assert!(features["hooks"].as_array().unwrap().contains(&"startContainer".into()), "{features}");
+        assert!(features["linux"]["namespaces"].as_array().unwrap().contains(&"time".into()), "{features}");
         let any = Any { type_url: "runtimeoptions.v1.Options".into(), ..Any::default() };
         let info = RuntimeInfo::parse_from_bytes(&info_for(&any.write_to_bytes().unwrap()).unwrap()).unwrap();
         assert_eq!(info.options.type_url, any.type_url);

@@ -11,13 +11,14 @@ use oci_spec::runtime::{Features, LinuxNamespaceType};
 /// None: the builders want nothing more.
 pub fn features() -> Result<Features, OciSpecError> {
     husk_protocol::features::features(&Can {
-        hooks: &["prestart", "createRuntime", "poststart", "poststop"],
+        hooks: &["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
         namespaces: &[
             LinuxNamespaceType::Cgroup,
             LinuxNamespaceType::Ipc,
             LinuxNamespaceType::Mount,
             LinuxNamespaceType::Network,
             LinuxNamespaceType::Pid,
+            LinuxNamespaceType::Time,
             LinuxNamespaceType::User,
             LinuxNamespaceType::Uts,
         ],
