@@ -33,7 +33,7 @@ mmdebstrap --quiet --variant=extract --include=bochs,bochs-term,bochsbios,vgabio
   { tail -n 20 mmdebstrap.log >&2; die "mmdebstrap failed: see above"; }
 
 say "2/2 a CD with the kernel and an initramfs that mounts the disk"
-mkdir -p cd initrd/{bin,modules,dev,proc,disk}
+mkdir -p cd initrd/{bin,modules,dev,proc,sys,disk}
 debugfs -R "dump /usr/bin/busybox initrd/bin/busybox" "$image/root.img" 2>>debugfs.log
 mkdir lib && debugfs -R "rdump /usr/lib/modules lib" "$image/root.img" 2>>debugfs.log
 kernel=$(ls lib/modules) || { cat debugfs.log >&2; die "no modules in $image/root.img"; }
@@ -53,13 +53,19 @@ cat >initrd/init <<'I'
 # Mounts the first disk, unpacks the second, which has the files of this run, over it, and goes on there.
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
 for module in $(/bin/busybox cat /modules/order); do
   case $module in kvm-intel) options=enable_apicv=0 ;; *) options= ;; esac
   /bin/busybox insmod /modules/$module.ko $options || echo "cannot load $module"
 done
-/bin/busybox mount -t ext4 -o noatime /dev/sda /disk
+# Their places on the bus: the names sda, sdb and sdc go by which of them answers first.
+disk() { for block in /sys/class/scsi_disk/$1/device/block/*; do echo "/dev/${block##*/}"; done; }
+failed() { echo "testbed: $1"; /bin/busybox ls -l /dev/sd* /sys/block/; exit 1; }
+/bin/busybox mount -t ext4 -o noatime "$(disk 0:0:0:0)" /disk || failed "cannot mount the host's disk"
 cd /disk
-/bin/busybox cpio -i -d -u --quiet </dev/sdb
+/bin/busybox cpio -i -d -u --quiet <"$(disk 0:0:1:0)" || failed "cannot unpack the files of this run"
+disk 1:0:1:0 >husk-testbed/get.disk
+/bin/busybox umount /sys
 exec /bin/busybox switch_root /disk /husk-testbed/init
 I
 chmod +x initrd/init initrd/bin/busybox
