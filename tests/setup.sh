@@ -7,6 +7,8 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
 packages=(build-essential bc bison flex libelf-dev libssl-dev libseccomp-dev cpio kmod xz-utils busybox-static e2fsprogs mmdebstrap qemu-system-x86 perl)
+# For the QEMU of the counting test bed, which is built at its first use.
+packages+=(ninja-build meson pkg-config libglib2.0-dev libpixman-1-dev libfdt-dev)
 
 say "1/4 the machine"
 [ -r /etc/os-release ] || die "no /etc/os-release: husk is built on Debian 12 or 13"
