@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use husk_protocol::control::Share;
-use husk_protocol::files::{Attributes, Caller, Change, DirectoryEntry, FileAccess, Found, New, ROOT, Statistics};
+use husk_protocol::files::{
+    Attributes, Caller, Change, DirectoryEntry, FileAccess, Found, New, ROOT, Shared, Statistics,
+};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, XattrFlags, fstat, linkat, mkdirat, mknodat, openat,
     renameat_with, symlinkat, unlinkat,
@@ -113,17 +115,27 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes a share away: what the guest still knows of it is stale.
+    /// The number of a share ([`Shared::number`]).
     ///
     /// # Errors
     /// There is none of this name.
-    pub fn remove_share(&self, name: &str) -> Result<(), ShareError> {
+    pub fn share_number(&self, name: &str) -> Result<u32, ShareError> {
+        let not_found = || ShareError::NotFound(name.to_owned());
+        let key = CString::new(name).map_err(|_| not_found())?;
+        self.tables().shares.get(&key).map(|entry| entry.number).ok_or_else(not_found)
+    }
+
+    /// Takes a share away: what the guest still knows of it is stale. Returns its number.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn remove_share(&self, name: &str) -> Result<u32, ShareError> {
         let not_found = || ShareError::NotFound(name.to_owned());
         let key = CString::new(name).map_err(|_| not_found())?;
         let mut tables = self.tables();
         let entry = tables.shares.remove(&key).ok_or_else(not_found)?;
         tables.nodes.forget_share(entry.number);
-        Ok(())
+        Ok(entry.number)
     }
 
     fn node(&self, number: u64) -> io::Result<Node> {
@@ -236,8 +248,9 @@ impl FileAccess for Broker {
         Ok(op::attributes(&fstat(&self.node(node)?.fd)?))
     }
 
-    fn is_exclusive(&self, node: u64) -> bool {
-        self.node(node).is_ok_and(|node| node.terms.exclusive)
+    fn share_of(&self, node: u64) -> Option<Shared> {
+        let terms = self.node(node).ok()?.terms;
+        Some(Shared { number: terms.number, exclusive: terms.exclusive })
     }
 
     fn change(&self, node: u64, change: Change) -> io::Result<Attributes> {

@@ -1,5 +1,7 @@
 //! Words of the OCI runtime document that both sides know: the agent does what they say, the shim says that it can.
 
+use std::time::Duration;
+
 /// Capabilities, in the order of their numbers (linux/capability.h).
 pub const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
@@ -44,6 +46,9 @@ pub const CAPABILITIES: [&str; 41] = [
     "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE",
 ];
+
+/// What a mount adds to the time that the making of a container has: on a slow host thousands of them take long.
+pub const PER_MOUNT: Duration = Duration::from_millis(10);
 
 /// Options that are a mount's and not its file system's (runtime-spec, config.md, "Linux mount options").
 pub const MOUNT_OPTIONS: [&str; 47] = [

@@ -74,6 +74,15 @@ pub struct Found {
     pub mount: bool,
 }
 
+/// A share, as its files see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Its number: no other share of this guest has ever had it.
+    pub number: u32,
+    /// Nobody else changes its files.
+    pub exclusive: bool,
+}
+
 /// Who asks: owns what is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
@@ -155,8 +164,12 @@ pub trait FileAccess: Send + Sync {
     fn forget(&self, node: u64, count: u64);
     /// What the file is.
     fn attributes(&self, node: u64) -> io::Result<Attributes>;
+    /// What holds for the file because of the share that it is in; none: it is in none.
+    fn share_of(&self, node: u64) -> Option<Shared>;
     /// Whether nobody else changes the file.
-    fn is_exclusive(&self, node: u64) -> bool;
+    fn is_exclusive(&self, node: u64) -> bool {
+        self.share_of(node).is_some_and(|share| share.exclusive)
+    }
     /// Changes a file.
     fn change(&self, node: u64, change: Change) -> io::Result<Attributes>;
     /// A link's target.

@@ -11,7 +11,7 @@ use oci_spec::runtime::{Features, LinuxNamespaceType};
 /// None: the builders want nothing more.
 pub fn features() -> Result<Features, OciSpecError> {
     husk_protocol::features::features(&Can {
-        hooks: &["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
+        hooks: &["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         namespaces: &[
             LinuxNamespaceType::Cgroup,
             LinuxNamespaceType::Ipc,

@@ -22,6 +22,7 @@ mod failures;
 mod guest;
 mod hooks;
 mod image;
+mod large;
 mod life;
 mod logging;
 mod long;
@@ -37,6 +38,7 @@ mod sequences;
 mod stalls;
 mod streams;
 mod terminal;
+mod throttle;
 mod userns;
 
 use std::fs;

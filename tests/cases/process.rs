@@ -204,9 +204,49 @@ fn hooks_of_the_container_run_before_its_program() {
             document["hooks"]["startContainer"] = json!([slow]);
         });
         refused(&slow, &["startContainer hook #0", "did not end in 1 s"]);
-        let create = run(Runtime::Husk, "create", "echo ran", |document| {
-            document["hooks"]["createContainer"] = json!([hook("true")]);
+    });
+}
+
+/// A `createContainer` hook: a program of the host, where busybox is linked statically.
+fn create_hook(script: &str) -> Value {
+    json!({ "path": "/usr/bin/busybox", "args": ["busybox", "sh", "-c", script], "env": ["PATH=/bin"] })
+}
+
+#[test]
+fn hooks_of_the_creation_run_in_the_containers_namespaces_before_its_root() {
+    leaves_nothing(|| {
+        // The container's root is the working directory, and not yet the root.
+        let script = "busybox cat >told; busybox hostname first; busybox ls /run/husk >seen; \
+            busybox mount -t tmpfs -o size=64k made tmp; echo hook >tmp/file";
+        let output = run(
+            Runtime::Husk,
+            "hooked",
+            "cat /told; echo; cat /seen /tmp/file; hostname; ls /run/husk 2>&1; true",
+            |document| {
+                document["hooks"]["createContainer"] = json!([create_hook(script), create_hook("echo >second")]);
+            },
+        );
+        assert_eq!(output.status, 0, "{}{}", output.text(), output.errors());
+        let text = output.text();
+        let (told, seen) = text.split_once('\n').unwrap();
+        let state: Value = serde_json::from_str(told).unwrap();
+        assert_eq!((&state["status"], &state["id"], &state["pid"]), (&json!("creating"), &json!("hooked"), &json!(1)));
+        assert!(seen.contains("shares") && seen.contains("\nhook\nfirst\n") && seen.contains("No such file"), "{seen}");
+        let fails = run(Runtime::Husk, "fails", "echo ran", |document| {
+            document["hooks"]["createContainer"] =
+                json!([create_hook("echo no such device >&2; exit 4"), create_hook("true")]);
         });
-        refused(&create, &["hooks.createContainer", "a file of the host", "startContainer hooks in the container"]);
+        refused(&fails, &["createContainer hook #0 (/usr/bin/busybox)", "exit status 4", "no such device"]);
+        assert_eq!(fails.text(), "");
+        for (path, words) in [
+            ("/bin/bash", ["createContainer hook #0 (/bin/bash)", "linked statically"]),
+            ("/no/such", ["hooks.createContainer[0]: cannot open its program /no/such", "No such file"]),
+            ("/usr", ["hooks.createContainer[0]: cannot share its program /usr", "no regular file"]),
+        ] {
+            let wrong = run(Runtime::Husk, "wrong", "echo ran", |document| {
+                document["hooks"]["createContainer"] = json!([{ "path": path }]);
+            });
+            refused(&wrong, &words);
+        }
     });
 }

@@ -32,7 +32,7 @@ fn husk(id: &str, root: &Path, script: &str, change: impl FnOnce(&mut Value)) ->
 }
 
 /// `ctr` has no command for it: the call that containerd makes of a client's.
-fn update(id: &str, resources: &Value) -> Result<(), String> {
+pub(crate) fn update(id: &str, resources: &Value) -> Result<(), String> {
     let resources = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
         value: resources.to_string().into_bytes(),
@@ -275,8 +275,8 @@ fn what_cannot_be_is_refused_by_field_and_value() {
             ),
             (json!({ "rdma": { "mlx5_1": { "hcaHandles": 3 } } }), "linux.resources.rdma mlx5_1: husk cannot"),
             (
-                json!({ "blockIO": { "throttleReadBpsDevice": [{ "major": 254, "minor": 0, "rate": 1000 }] } }),
-                "linux.resources.blockIO.throttleReadBpsDevice 254:0: husk cannot",
+                json!({ "blockIO": { "weightDevice": [{ "major": 254, "minor": 0, "weight": 100 }] } }),
+                "linux.resources.blockIO.weightDevice 254:0: husk cannot",
             ),
             (json!({ "blockIO": { "weight": 5 } }), "linux.resources.blockIO.weight 5: "),
             (

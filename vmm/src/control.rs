@@ -257,6 +257,10 @@ impl Server {
                 self.any_machine("remove_share")?.remove_share(&name)?;
                 Ok(Some(Reply::Done))
             }
+            Request::LimitShares(limit) => {
+                self.any_machine("limit_shares")?.limit_shares(limit)?;
+                Ok(Some(Reply::Done))
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use event_manager::MutEventSubscriber;
-use husk_protocol::control::{MachineConfig, Share};
+use husk_protocol::control::{MachineConfig, Share, ShareLimit};
 use husk_protocol::streams::GUEST_CID;
 use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use linux_loader::cmdline::Cmdline;
@@ -275,6 +275,14 @@ impl Machine {
     /// There is none of that name.
     pub fn remove_share(&self, name: &str) -> Result<(), MachineError> {
         Ok(self.fs.remove_share(name)?)
+    }
+
+    /// Limits how fast directories of the guest are read and written.
+    ///
+    /// # Errors
+    /// One of them is none of its.
+    pub fn limit_shares(&self, limit: ShareLimit) -> Result<(), MachineError> {
+        Ok(self.fs.limit_shares(limit)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A process of a container between its making and its program, in an event loop ([`super::host`] does without one).
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -8,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::link::{self, Link, Said};
 use super::process;
 use super::user::IdMappings;
-use super::{ContainerError, Made, PREPARATION, ProcessPlan, Running};
+use super::{ContainerError, Made, ProcessPlan, Running};
 use crate::reaper::Exit;
 use crate::stdio::{Outputs, Streams};
 
@@ -94,8 +95,14 @@ where
 
     /// Waits until it is ready, and has become its program if `executed`. Not for ever: what it does before its program
     /// runs is in the container's hands in part, whose processes can stop it, and whose files it opens.
-    pub(super) async fn comes_to(&mut self, executed: bool) -> Result<(), ContainerError> {
-        tokio::time::timeout(PREPARATION, self.listen(executed)).await.unwrap_or(Err(ContainerError::Late))
+    pub(super) async fn comes_to(&mut self, executed: bool, limit: Option<Duration>) -> Result<(), ContainerError> {
+        match limit {
+            None => self.listen(executed).await,
+            Some(limit) => {
+                let came = tokio::time::timeout(limit, self.listen(executed)).await;
+                came.unwrap_or(Err(ContainerError::Late(limit)))
+            }
+        }
     }
 
     async fn listen(&mut self, executed: bool) -> Result<(), ContainerError> {

@@ -5,8 +5,9 @@
 //! has the environment of the document's hook, or the program's where that has none, and gets the state on its standard input. The
 //! first that fails is the last that runs, and the start fails.
 //!
-//! `createContainer` hooks run in these namespaces too, before the root is the container's, but their programs are the runtime's: files
-//! of the host. In a guest they are refused.
+//! `createContainer` hooks run in these namespaces too, before the root is the container's: it is their working directory in a guest, the
+//! bundle on a host. Their programs are the runtime's, files of the host: a guest gets them as shares, and has nothing besides that they
+//! could need, so they have to be linked statically.
 //!
 //! The other four kinds run on the host (`shim-v2/src/host/hooks.rs`), or where `husk-agent oci` does (`oci/hooks.rs`).
 
@@ -38,6 +39,8 @@ pub struct Told {
     pub bundle: PathBuf,
     /// Time for a hook that has none of its own; none: as long as it takes.
     pub hook_limit: Option<Duration>,
+    /// In a guest: where the programs of the createContainer hooks are, in their order.
+    pub programs: Vec<PathBuf>,
 }
 
 /// Hooks of one kind.
@@ -50,6 +53,7 @@ pub struct Hooks {
 /// The hooks of a document that a container's init runs.
 #[derive(Debug, Default)]
 pub(super) struct StartHooks {
+    place: Place,
     create: Hooks,
     start: Hooks,
     told: Told,
@@ -62,6 +66,8 @@ struct Hook {
     args: Vec<String>,
     env: Vec<String>,
     timeout: Option<Duration>,
+    /// Where its program is, if not at its path.
+    program: Option<PathBuf>,
 }
 
 impl Hooks {
@@ -84,7 +90,7 @@ impl Hooks {
             let args = hook.args().clone().filter(|args| !args.is_empty());
             let args = args.unwrap_or_else(|| vec![hook.path().to_string_lossy().into_owned()]);
             let env = hook.env().clone().unwrap_or_else(|| env.to_vec());
-            let made = Hook { path: hook.path().clone(), args, env, timeout };
+            let made = Hook { path: hook.path().clone(), args, env, timeout, program: None };
             match made.program() {
                 Ok(_) => Ok(made),
                 Err(cause) => Err(PlanError::Failed { what: what(), cause }),
@@ -148,26 +154,29 @@ impl StartHooks {
     /// The hooks of a document.
     ///
     /// # Errors
-    /// One cannot be run as it is written, or not in a guest.
+    /// One cannot be run as it is written.
     pub(super) fn of(spec: &Spec, place: Place) -> Result<Self, PlanError> {
         let Some(document) = spec.hooks() else { return Ok(Self::default()) };
         let create = document.create_container().as_deref().unwrap_or_default();
-        if !create.is_empty() && !place.is_host() {
-            return Err(PlanError::Refused {
-                what: "hooks.createContainer".to_owned(),
-                remedy: ": its program is a file of the host, and would run in the container's namespaces, which are in a virtual \
-                         machine; createRuntime hooks run on the host, startContainer hooks in the container",
-            });
-        }
         let env = spec.process().as_ref().and_then(|process| process.env().clone()).unwrap_or_default();
         let create = Hooks::of("createContainer", create, &env)?;
         let start = Hooks::of("startContainer", document.start_container().as_deref().unwrap_or_default(), &env)?;
-        Ok(Self { create, start, told: Told::default(), annotations: spec.annotations().clone() })
+        Ok(Self { place, create, start, told: Told::default(), annotations: spec.annotations().clone() })
     }
 
     /// Takes what hooks are told.
     pub(super) fn tell(&mut self, told: Told) {
+        let mut programs = told.programs.iter().cloned();
+        for hook in &mut self.create.hooks {
+            hook.program = programs.next();
+        }
         self.told = told;
+    }
+
+    /// The time that those of the creation have in all; none: as long as they take.
+    pub(super) fn creating(&self) -> Option<Duration> {
+        let limits = self.create.hooks.iter().map(|hook| hook.timeout.or(self.told.hook_limit));
+        limits.sum()
     }
 
     /// Runs those of the creation, in a container's init.
@@ -177,6 +186,13 @@ impl StartHooks {
     pub(super) fn create(&self) -> Result<(), String> {
         if self.create.is_empty() {
             return Ok(());
+        }
+        if !self.place.is_host() {
+            if self.told.programs.len() != self.create.hooks.len() {
+                let (told, hooks) = (self.told.programs.len(), self.create.hooks.len());
+                return Err(format!("cannot run the createContainer hooks: {hooks} with {told} programs"));
+            }
+            return self.create.run(&self.state(ContainerState::Creating), self.told.hook_limit, || Ok(()));
         }
         let bundle = &self.told.bundle;
         self.create.run(&self.state(ContainerState::Creating), self.told.hook_limit, || {
@@ -212,7 +228,7 @@ impl Hook {
     /// # Errors
     /// A string has a zero byte.
     fn program(&self) -> Result<Program, String> {
-        Program::at(&self.path, &self.args, &self.env)
+        Program::at(self.program.as_deref().unwrap_or(&self.path), &self.args, &self.env)
     }
 
     fn run(
@@ -226,7 +242,7 @@ impl Hook {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(step("make a pipe for its output"))?;
         // SAFETY: init has one thread, so its copy is complete; the copy becomes the hook or ends.
         let pid = match unsafe { libc::fork() } {
-            0 => become_hook(&program, &state, &write, identity),
+            0 => become_hook(&program, &state, &write, identity, self.program.is_some()),
             pid => Pid::from_raw(pid).filter(|_| pid > 0),
         };
         let pid = pid.ok_or_else(|| format!("cannot make its process: {}", io::Error::last_os_error()))?;
@@ -253,14 +269,21 @@ impl Hook {
 }
 
 /// Never returns: what cannot be said otherwise is the hook's output.
-fn become_hook(program: &Program, state: &File, output: &OwnedFd, identity: &impl Fn() -> Result<(), String>) -> ! {
+fn become_hook(
+    program: &Program,
+    state: &File,
+    output: &OwnedFd,
+    identity: &impl Fn() -> Result<(), String>,
+    shared: bool,
+) -> ! {
     let prepared = rustix::process::setsid()
         .and_then(|_| rustix::stdio::dup2_stdin(state))
         .and_then(|()| rustix::stdio::dup2_stdout(output))
         .and_then(|()| rustix::stdio::dup2_stderr(output))
         .map_err(|cause| format!("cannot take its streams: {cause}"))
         .and_then(|()| identity());
-    let why = prepared.map_or_else(|why| why, |()| program.execute());
+    let alone = if shared { " (the guest has this program alone: it has to be linked statically)" } else { "" };
+    let why = prepared.map_or_else(|why| why, |()| program.execute() + alone);
     let _ = rustix::io::write(output, why.as_bytes());
     // SAFETY: ends this process at once, without the agent's exit handlers, whose copy this is.
     unsafe { libc::_exit(127) }

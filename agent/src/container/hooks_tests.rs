@@ -7,7 +7,7 @@ fn hooks(hooks: Value) -> Result<StartHooks, String> {
         "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "env": ["FROM=process", "PATH=/usr/bin:/bin"] } });
     let mut made =
         StartHooks::of(&serde_json::from_value(document).unwrap(), Place::Guest).map_err(|why| why.to_string())?;
-    made.tell(Told { id: "name".to_owned(), bundle: "/the/bundle".into(), hook_limit: None });
+    made.tell(Told { id: "name".to_owned(), bundle: "/the/bundle".into(), ..Told::default() });
     Ok(made)
 }
 
@@ -87,8 +87,8 @@ fn a_hook_that_takes_too_long_is_killed_with_what_it_started() {
 #[test]
 fn hooks_that_cannot_be_run_are_refused_by_name() {
     let refused = |list: Value| hooks(list).unwrap_err();
-    let create = refused(json!({ "createContainer": [{ "path": "/usr/bin/nvidia-ctk" }] }));
-    assert!(create.contains("hooks.createContainer") && create.contains("file of the host"), "{create}");
+    let create = refused(json!({ "createContainer": [{ "path": "nvidia-ctk" }] }));
+    assert!(create.contains("hooks.createContainer[0] nvidia-ctk: its path is not absolute"), "{create}");
     let relative = refused(json!({ "startContainer": [sh("true"), { "path": "bin/true" }] }));
     assert!(relative.contains("hooks.startContainer[1] bin/true: its path is not absolute"), "{relative}");
     let timeout = refused(json!({ "startContainer": [{ "path": "/bin/true", "timeout": 0 }] }));
@@ -99,4 +99,23 @@ fn hooks_that_cannot_be_run_are_refused_by_name() {
             .contains("zero byte")
     );
     assert!(hooks(json!({ "createContainer": [] })).unwrap().create.is_empty());
+}
+
+#[test]
+fn a_guest_runs_the_programs_that_it_was_given_in_the_place_of_the_hosts() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out");
+    let hook = json!({ "path": "/host/only", "args": ["hook", "-c", format!("echo $0 $1 >{}", out.display()), "zero", "one"] });
+    let mut hooks = hooks(json!({ "createContainer": [hook] })).unwrap();
+    let unshared = hooks.create().unwrap_err();
+    assert!(unshared.contains("1 with 0 programs"), "{unshared}");
+    hooks.tell(Told { programs: vec!["/bin/sh".into()], ..Told::default() });
+    hooks.create().unwrap();
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "zero one\n");
+    hooks.tell(Told { programs: vec!["/no/such".into()], ..Told::default() });
+    let missing = hooks.create().unwrap_err();
+    assert!(
+        missing.contains("createContainer hook #0 (/host/only)") && missing.contains("linked statically"),
+        "{missing}"
+    );
 }

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -22,7 +23,7 @@ use super::clone::{Cloned, clone_into};
 use super::link::{self, AgentEnd, Said};
 use super::plan::Plan;
 use super::unprivileged::Nodes;
-use super::{ContainerError, PREPARATION, ProcessPlan, exec, init, pid_from, process, timens};
+use super::{ContainerError, PREPARATION, ProcessPlan, exec, init, pid_from, preparation, process, timens};
 use crate::stdio::Stdio;
 
 /// A process that was made.
@@ -100,7 +101,7 @@ impl Creation<'_> {
             ids.write(pid).map_err(ContainerError::Init)?;
             cloning.link.go();
         }
-        let terminal = cloning.comes_to(|cloning| {
+        let terminal = cloning.comes_to(preparation(plan), |cloning| {
             mounted.map_or(Ok(()), |mounted| mounted(pid)).map_err(ContainerError::Init)?;
             cloning.link.go();
             Ok(())
@@ -256,8 +257,8 @@ impl Cloning {
         ended.unwrap_or(255)
     }
 
-    fn said(&self) -> Result<Said, ContainerError> {
-        self.link.said(Some(PREPARATION)).ok_or(ContainerError::Late)
+    fn said(&self, limit: Option<Duration>) -> Result<Said, ContainerError> {
+        self.link.said(limit).ok_or_else(|| ContainerError::Late(limit.unwrap_or_default()))
     }
 
     fn failed(&mut self, why: String) -> ContainerError {
@@ -272,13 +273,14 @@ impl Cloning {
         ContainerError::Died(status)
     }
 
-    /// Waits until an init is prepared; returns its terminal.
+    /// Waits until an init is prepared, so long for each step; returns its terminal.
     fn comes_to(
         &mut self,
+        limit: Option<Duration>,
         mounted: impl Fn(&Self) -> Result<(), ContainerError>,
     ) -> Result<Option<OwnedFd>, ContainerError> {
         loop {
-            match self.said()? {
+            match self.said(limit)? {
                 Said::Mounted => mounted(self)?,
                 Said::Ready(terminal) => return Ok(terminal),
                 Said::Failed(why) => return Err(self.failed(why)),
@@ -291,7 +293,7 @@ impl Cloning {
     fn executes(&mut self, has_terminal: bool) -> Result<Option<OwnedFd>, ContainerError> {
         let mut terminal = None;
         loop {
-            match self.said()? {
+            match self.said(Some(PREPARATION))? {
                 Said::Mounted => {}
                 Said::Ready(controller) => terminal = controller,
                 Said::Failed(why) => return Err(self.failed(why)),

@@ -38,6 +38,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use husk_protocol::document::PER_MOUNT;
 use log::warn;
 use oci_spec::runtime::Spec;
 use rustix::process::{Pid, Signal};
@@ -68,6 +69,12 @@ use crate::watched::Watched;
 /// a call, so that this comes first and has better words.
 const PREPARATION: Duration = Duration::from_secs(20);
 
+/// The time of a container's init, with that of its mounts and hooks; none: as long as those take.
+fn preparation(plan: &Plan) -> Option<Duration> {
+    let mounts = u32::try_from(plan.mounts().len()).unwrap_or(u32::MAX);
+    plan.hooks().creating().map(|hooks| (PREPARATION + PER_MOUNT * mounts).saturating_add(hooks))
+}
+
 /// Why a container or a process in one cannot be made or started.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
@@ -93,8 +100,8 @@ pub enum ContainerError {
     #[error("the process ended with status {0} before its program could run: is the memory limit too low?")]
     Died(u32),
     /// The process hangs in its preparation, and was killed.
-    #[error("the process did not get to its program in {} s: something in the container stops it, or its files do", PREPARATION.as_secs())]
-    Late,
+    #[error("the process did not get to its program in {} s: something in the container stops it, or its files do", .0.as_secs())]
+    Late(Duration),
     /// It has been started already, or has ended.
     #[error("the container has been started already")]
     NotCreated,
@@ -219,7 +226,7 @@ where
             if plan.ids().is_some() {
                 cloning.goes_on();
             }
-            cloning.comes_to(false).await?;
+            cloning.comes_to(false, preparation(&plan)).await?;
             // Last of all: what prepares the container needs more than its program may have.
             cloning.helped(|pid| process::set_limits(pid, plan.process()))?;
             cloning.helped(|pid| plan.process().scheduling().apply(pid))?;
@@ -330,7 +337,7 @@ impl Container {
                 // Before anything is awaited: see `Reaper`.
                 let exit = reaper.watch(pid);
                 let mut cloning = prepared.made(pid, pidfd, exit)?;
-                cloning.comes_to(true).await?;
+                cloning.comes_to(true, Some(PREPARATION)).await?;
                 Ok(cloning.finish()?.0)
             }
         }

@@ -102,6 +102,7 @@ fn plain(cause: &io::Error) -> String {
         Some(libc::ENOEXEC) => "exec format error".to_owned(),
         Some(libc::ENOTDIR) => "not a directory".to_owned(),
         Some(libc::EISDIR) => "is a directory".to_owned(),
+        Some(libc::E2BIG) => "argument list too long".to_owned(),
         _ => cause.to_string(),
     }
 }

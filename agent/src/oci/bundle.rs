@@ -64,7 +64,7 @@ pub(super) fn plan(document: &Spec, bundle: &Path, id: &str) -> Result<Plan, Oci
         }
         .into());
     }
-    plan.tell(Told { id: id.to_owned(), bundle: bundle.to_owned(), hook_limit: None });
+    plan.tell(Told { id: id.to_owned(), bundle: bundle.to_owned(), ..Told::default() });
     Ok(plan)
 }
 

@@ -90,12 +90,16 @@ impl<D: Dial> Service<D> {
 
     /// Makes a container; what was made of a failed one is gone.
     async fn make(&self, request: CreateContainerRequest) -> Result<Arc<Member>, ServiceError> {
-        let CreateContainerRequest { id, oci_spec, root_share, streams, volumes, bundle, hook_s, .. } = request;
+        let CreateContainerRequest { id, oci_spec, root_share, streams, volumes, bundle, hook_s, hook_shares, .. } =
+            request;
         component("root share", &root_share)?;
         let mut sources = Sources::new();
         for volume in &volumes {
             component("share of a mount", &volume.share)?;
             sources.insert(volume.mount as usize, Path::new(SHARES).join(&volume.share));
+        }
+        for share in &hook_shares {
+            component("share of a hook", share)?;
         }
         let spec: Spec = serde_json::from_slice(&oci_spec)
             .map_err(|cause| ServiceError::Invalid(format!("container {id}: its OCI document: {cause}")))?;
@@ -108,7 +112,8 @@ impl<D: Dial> Service<D> {
             .map_err(|cause| ServiceError::Cgroup { id: id.clone(), cause })?;
         let root = Path::new(SHARES).join(root_share);
         let hook_limit = (hook_s > 0).then(|| Duration::from_secs(hook_s.into()));
-        let told = Told { id: id.clone(), bundle: bundle.into(), hook_limit };
+        let programs = hook_shares.iter().map(|share| Path::new(SHARES).join(share)).collect();
+        let told = Told { id: id.clone(), bundle: bundle.into(), hook_limit, programs };
         match container::create(spec, &root, sources, streams, cgroup.clone(), &self.reaper, told).await {
             Ok((container, exit, outputs)) => {
                 let member = Arc::new(Member { container, execs: Execs::default() });

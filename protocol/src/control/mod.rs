@@ -47,6 +47,8 @@ pub enum Request {
         /// As in [`Share::name`].
         name: String,
     },
+    /// Limits how fast shares are read and written; replaces the limit of the same name.
+    LimitShares(ShareLimit),
 }
 
 /// The machine to build.
@@ -74,6 +76,30 @@ pub struct Share {
     pub read_only: bool,
     /// Nobody else writes it while it is shared: entries and attributes are cached without limit.
     pub exclusive: bool,
+}
+
+/// What some shares read and write together, at most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareLimit {
+    /// Chosen by the shim.
+    pub name: String,
+    /// The shares, by [`Share::name`].
+    pub shares: Vec<String>,
+    /// The rates; without any the limit is taken away.
+    pub rates: Rates,
+}
+
+/// How much and how often, at most; 0: without a limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Bytes read in a second.
+    pub read_bytes: u64,
+    /// Bytes written in a second.
+    pub written_bytes: u64,
+    /// Reads in a second.
+    pub reads: u64,
+    /// Writes in a second.
+    pub writes: u64,
 }
 
 /// What the VMM sends.

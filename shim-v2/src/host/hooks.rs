@@ -13,8 +13,8 @@
 //! more than logged up to version 1.2 of the specification; 1.3 says what runc has always done. runc before 1.4 runs `poststart` at Create
 //! already, with the status "created". It also gives up at the first `poststop` hook that fails, against the specification.
 //!
-//! `startContainer` hooks run in the container's namespaces, which are in the guest: the agent runs them (`agent/src/container/hooks.rs`), and refuses
-//! `createContainer` hooks.
+//! `startContainer` hooks run in the container's namespaces, which are in the guest: and so do `createContainer` hooks:
+//! the agent runs them (`agent/src/container/hooks.rs`).
 //!
 //! As with runc, a hook is in containerd's mount namespace, its directory is the bundle, and it has the environment of the
 //! document and nothing else; where that has none (no `env`), the shim's. It gets the state on its standard input and need not read it.
@@ -191,8 +191,8 @@ pub struct Hooks {
     create_runtime: Vec<Hook>,
     poststart: Vec<Hook>,
     poststop: Vec<Hook>,
-    /// Time for those that run in the guest, by the agent.
-    inside: Duration,
+    /// Time for those that run in the guest, by the agent: in Create, in Start.
+    inside: [Duration; 2],
 }
 
 impl Hooks {
@@ -215,8 +215,10 @@ impl Hooks {
             hooks.create_runtime = list(Kind::CreateRuntime, written.create_runtime())?;
             hooks.poststart = list(Kind::Poststart, written.poststart())?;
             hooks.poststop = list(Kind::Poststop, written.poststop())?;
-            let inside = written.start_container().iter().flatten().map(most);
-            hooks.inside = inside.fold(Duration::ZERO, Duration::saturating_add).min(LONGEST);
+            hooks.inside = [written.create_container(), written.start_container()].map(|inside| {
+                let all = inside.iter().flatten().map(most);
+                all.fold(Duration::ZERO, Duration::saturating_add).min(LONGEST)
+            });
         }
         Ok(hooks)
     }
@@ -227,10 +229,16 @@ impl Hooks {
         [&self.prestart, &self.create_runtime, &self.poststart, &self.poststop].iter().all(|hooks| hooks.is_empty())
     }
 
+    /// How long the `createContainer` hooks may take.
+    #[must_use]
+    pub fn creating(&self) -> Duration {
+        self.inside[0]
+    }
+
     /// How long the `startContainer` hooks may take.
     #[must_use]
-    pub fn inside(&self) -> Duration {
-        self.inside
+    pub fn starting(&self) -> Duration {
+        self.inside[1]
     }
 
     /// Runs the hooks of Create; `pid` is the container's process on the host.

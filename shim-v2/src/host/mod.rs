@@ -1,6 +1,7 @@
 //! What a pod has on the host: processes, a cgroup, a directory, and the file that names them; and the administrator's
 //! programs that are run for it: hooks and loggers.
 
+pub mod block;
 pub mod cgroup;
 pub mod file;
 pub mod hooks;

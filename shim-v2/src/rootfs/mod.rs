@@ -64,6 +64,15 @@ pub fn open(mounts: &[Mount], spec: &Spec, bundle: &Path, scratch: &Path) -> Res
     Ok(root)
 }
 
+/// Where the files of a root are: its layers, or its directory.
+#[must_use]
+pub fn files(mounts: &[Mount], spec: &Spec, bundle: &Path) -> Vec<PathBuf> {
+    if mounts.is_empty() {
+        return spec.root().iter().map(|root| bundle.join(root.path())).collect();
+    }
+    mounts.iter().flat_map(mounts::files).collect()
+}
+
 /// A detached copy of the mount at `path`.
 fn detach(path: &Path) -> Result<OwnedFd, RootfsError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

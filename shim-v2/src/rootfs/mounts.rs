@@ -86,6 +86,18 @@ fn mount_one(entry: &Mount, target: &Path) -> Result<(), RootfsError> {
     }
 }
 
+/// Where the files of a mount are.
+pub fn files(entry: &Mount) -> Vec<PathBuf> {
+    if entry.type_() != "overlay" {
+        return vec![entry.source().into()];
+    }
+    let layers = entry
+        .options
+        .iter()
+        .filter_map(|option| option.strip_prefix("upperdir=").or_else(|| option.strip_prefix("lowerdir=")));
+    layers.flat_map(|layers| layers.split(':')).map(PathBuf::from).collect()
+}
+
 fn refused(entry: &Mount, why: &'static str) -> RootfsError {
     RootfsError::Mount { kind: entry.type_().to_owned(), origin: entry.source().to_owned(), why }
 }
@@ -159,6 +171,21 @@ mod tests {
         let (directory, text) =
             relative_layers(&["uidmap=0:1:2", "gidmap=0:1:2", "lowerdir=/s/2/fs:/s/1/fs", "ro"]).unwrap();
         assert_eq!((directory.as_path(), text.as_str()), (Path::new("/s"), "lowerdir=2/fs:1/fs"));
+    }
+
+    #[test]
+    fn a_mounts_files_are_its_layers_or_its_source() {
+        let of = |kind: &str, source: &str, options: &[&str]| {
+            let entry = Mount {
+                type_: kind.to_owned(),
+                source: source.to_owned(),
+                options: options.iter().map(|option| (*option).to_owned()).collect(),
+                ..Mount::default()
+            };
+            files(&entry).iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of("overlay", "overlay", &["workdir=/w", "upperdir=/u", "lowerdir=/a:/b"]), "/u /a /b");
+        assert_eq!(of("bind", "/s", &["rbind", "ro"]), "/s");
     }
 
     #[test]

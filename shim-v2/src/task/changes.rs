@@ -19,7 +19,7 @@ use super::container::{Container, Exec, told_pid};
 use super::error::{Result, TaskError};
 use super::life::Life;
 use super::process::Phase;
-use super::stats;
+use super::{stats, throttle};
 use crate::vm::AgentError;
 
 /// Processes in one answer, at most: the guest says them.
@@ -77,8 +77,17 @@ impl Life {
         }
         let invalid = |cause| TaskError::Limits { id: id.to_owned(), cause };
         let resources: LinuxResources = serde_json::from_slice(&resources.value).map_err(invalid)?;
-        let resources = serde_json::to_vec(&resources).map_err(invalid)?;
-        Ok(self.sandbox(id)?.agent.update(id, resources).await?)
+        let document = serde_json::to_vec(&resources).map_err(invalid)?;
+        let _updating = container.updating.lock().await;
+        let before = container.throttles();
+        let throttles = throttle::read(&resources, &before)?;
+        let sandbox = self.sandbox(id)?;
+        sandbox.agent.update(id, document).await?;
+        if throttles != before {
+            throttle::apply(&sandbox.machine, id, &container.shares, &throttles).await?;
+            container.set_throttles(throttles);
+        }
+        Ok(())
     }
 
     /// Pause.

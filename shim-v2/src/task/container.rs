@@ -14,6 +14,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::process::{Phase, Process};
 use super::stats;
+use super::throttle::{Source, Throttles};
 use crate::host::hooks::Hooks;
 use crate::host::process::Child;
 
@@ -38,8 +39,8 @@ pub struct Made {
     pub stub: Child,
     /// Its init's process id in the guest.
     pub guest_pid: u32,
-    /// The names of its shares: its root's, and those of its bind mounts.
-    pub shares: Vec<String>,
+    /// Its shares: its root's, and those of its bind mounts and of its hooks' programs.
+    pub shares: Vec<Source>,
     /// It is all there is in the pod.
     pub lone: bool,
     /// What its document wants to be run on the host.
@@ -53,6 +54,10 @@ pub struct Container {
     pub init: Process,
     /// Held by Pause and Resume, one after the other.
     pub freezer: AsyncMutex<()>,
+    /// Held by Update, one after the other.
+    pub updating: AsyncMutex<()>,
+    /// The limits of the host's devices that its files have.
+    throttles: Mutex<Throttles>,
     /// Its processes are stopped where they are.
     paused: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
@@ -89,11 +94,13 @@ pub struct Exec {
 
 impl Container {
     /// A container that was made.
-    pub fn new(made: Made, init: Process) -> Self {
+    pub fn new(made: Made, init: Process, throttles: Throttles) -> Self {
         Self {
             made,
             init,
             freezer: AsyncMutex::new(()),
+            updating: AsyncMutex::new(()),
+            throttles: Mutex::new(throttles),
             paused: AtomicBool::new(false),
             execs: Mutex::default(),
             last: OnceLock::new(),
@@ -129,6 +136,16 @@ impl Container {
     /// Forgets an exec.
     pub fn remove(&self, exec: &str) {
         self.table().remove(exec);
+    }
+
+    /// The limits of the host's devices that its files have.
+    pub fn throttles(&self) -> Throttles {
+        self.throttles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It has these from now on.
+    pub fn set_throttles(&self, throttles: Throttles) {
+        *self.throttles.lock().unwrap_or_else(PoisonError::into_inner) = throttles;
     }
 
     /// Whether its processes are stopped where they are.

@@ -4,10 +4,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as ProcessStdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use husk_protocol::agent::{self, CreateContainerRequest};
 use husk_protocol::control::Share;
+use husk_protocol::document::PER_MOUNT;
 use husk_protocol::runtimeoptions;
 use log::{info, warn};
 use oci_spec::runtime::{self, LinuxNamespace, LinuxNamespaceType, Spec};
@@ -20,6 +22,7 @@ use super::error::TaskError;
 use super::pod::{Pod, Sandbox};
 use super::process::Process;
 use super::stdio::{Names, Owner, Stdio};
+use super::throttle::{self, Source, Throttles};
 use crate::bootstrap::are_runcs;
 use crate::config::{Config, limits};
 use crate::host::hooks::Hooks;
@@ -32,6 +35,9 @@ use crate::{VERSION, rootfs};
 
 /// What CRI says of a container: `sandbox`, or `container` in one.
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+
+/// The document goes to the agent in one message, beside little else (ttrpc's largest is 4 MiB).
+const LARGEST_DOCUMENT: usize = (4 << 20) - (64 << 10);
 
 /// Makes a container. What was made of it is gone when this fails, all but the machine, which is the pod's.
 pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Container, TaskError> {
@@ -46,6 +52,10 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let spec_path = bundle.join("config.json");
     let spec_error = |cause| TaskError::Spec { id: id.to_owned(), cause };
     let document = std::fs::read(&spec_path).map_err(|cause| spec_error(cause.into()))?;
+    if document.len() > LARGEST_DOCUMENT {
+        let length = document.len();
+        return Err(invalid(format!("its config.json has {length} bytes, and husk takes up to {LARGEST_DOCUMENT}")));
+    }
     let (spec, unknown) = document::read(&document).map_err(spec_error)?;
     if !unknown.is_empty() {
         warn!(container = id, stage = "request"; "config.json has fields that husk does not know, and that do nothing: {unknown}");
@@ -56,6 +66,9 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
         return Err(invalid(format!("the network namespace {} is not an absolute path", path.display())));
     }
     let hooks = Hooks::of(id, &spec, &bundle)?;
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let throttles =
+        resources.map(|resources| throttle::read(resources, &Throttles::new())).transpose()?.unwrap_or_default();
     let terminal = spec.process().as_ref().and_then(runtime::Process::terminal).unwrap_or(false);
     if terminal != request.terminal() {
         let (asked, document) = (request.terminal(), terminal);
@@ -73,32 +86,38 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let host = async {
         let root = rootfs::open(&request.rootfs, &spec, &bundle, pod.directory())?;
         let volumes = volumes::open(&spec, &bundle)?;
+        let programs = volumes::programs(&spec)?;
         let stub = spawn_stub(&spec, &hooks)?;
-        Ok::<_, TaskError>((root, volumes, stub))
+        Ok::<_, TaskError>((Opened { root, volumes, programs }, stub))
     };
     let (sandbox, host) = tokio::join!(pod.sandbox_for(&spec, &config), host);
-    let (sandbox, (root, volumes, stub)) = (sandbox?, host?);
+    let (sandbox, (opened, stub)) = (sandbox?, host?);
     pod.adopt(id, &stub)?;
     let lone = spec.annotations().as_ref().is_none_or(|annotations| !annotations.contains_key(CONTAINER_TYPE));
-    let mut shares = Vec::with_capacity(1 + volumes.len());
+    let mut shares = Vec::with_capacity(1 + opened.volumes.len());
     let made = async {
         // Before the guest looks at the root, and keeps what it has seen: a hook may change it.
         hooks.create(stub.pid()).await?;
-        let volumes = share(sandbox, id, &root, &volumes, &mut shares).await?;
+        let root_files = if throttles.is_empty() { Vec::new() } else { rootfs::files(&request.rootfs, &spec, &bundle) };
+        let (volumes, hook_shares) = opened.share(sandbox, id, root_files, &mut shares).await?;
+        throttle::apply(&sandbox.machine, id, &shares, &throttles).await?;
         let request = CreateContainerRequest {
             id: id.to_owned(),
             oci_spec: document,
             root_share: root_share(id),
             volumes,
+            hook_shares,
             bundle: bundle.to_string_lossy().into_owned(),
             hook_s: u32::try_from(limits().hook().as_secs()).unwrap_or(u32::MAX),
             ..CreateContainerRequest::default()
         };
-        in_guest(pod, sandbox, &bundle, request, &names).await
+        let mounts = u32::try_from(spec.mounts().as_ref().map_or(0, Vec::len)).unwrap_or(u32::MAX);
+        let more = hooks.creating().saturating_add(PER_MOUNT * mounts);
+        in_guest(pod, sandbox, &bundle, request, &names, more).await
     };
     let made = made.await;
     // What hangs on them is in the VMM now.
-    drop((root, volumes));
+    drop(opened);
     let (stdio, guest_pid) = match made {
         Ok(made) => made,
         Err(cause) => {
@@ -108,7 +127,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
             {
                 warn!(container = id, stage = "create"; "{cause}");
             }
-            sandbox.machine.remove_shares(&shares).await;
+            sandbox.machine.remove_shares(shares.iter().map(|source| source.share.as_str())).await;
             drop(stub);
             hooks.poststop().await;
             return Err(cause);
@@ -119,7 +138,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let init = Process::new(names);
     init.opened(stdio);
     let made = Made { id: id.to_owned(), bundle, stub, guest_pid, shares, lone, hooks };
-    Ok(Container::new(made, init))
+    Ok(Container::new(made, init, throttles))
 }
 
 /// The name of a root's share.
@@ -127,42 +146,62 @@ fn root_share(id: &str) -> String {
     format!("root-{id}")
 }
 
-/// Shares the root and the sources of the bind mounts with the guest, and says which share is which mount's. `shares` has
-/// the names of those that were made, also when this fails.
-async fn share(
-    sandbox: &Sandbox,
-    id: &str,
-    root: &OwnedFd,
-    volumes: &[Volume],
-    shares: &mut Vec<String>,
-) -> Result<Vec<agent::Volume>, TaskError> {
-    let root_share = Share { name: root_share(id), read_only: false, exclusive: true };
-    sandbox.machine.add_share(root_share.clone(), root).await?;
-    shares.push(root_share.name);
-    let mut told = Vec::with_capacity(volumes.len());
-    for Volume { mount, source, read_only } in volumes {
-        // The host's files are the host's: others change them too.
-        let share = Share { name: format!("mount-{mount}-{id}"), read_only: *read_only, exclusive: false };
-        sandbox.machine.add_share(share.clone(), source).await?;
-        shares.push(share.name.clone());
-        let mount = u32::try_from(*mount).unwrap_or(u32::MAX);
-        told.push(agent::Volume { mount, share: share.name, ..agent::Volume::default() });
-    }
-    Ok(told)
+/// What of the host's a container is given.
+struct Opened {
+    root: OwnedFd,
+    volumes: Vec<Volume>,
+    /// Of its createContainer hooks.
+    programs: Vec<OwnedFd>,
 }
 
-/// The container inside the guest: its streams, and its init's process id there.
+impl Opened {
+    /// Shares all of it with the guest, and says which share is which mount's, and which have the programs. `shares` has those that
+    /// were made, also when this fails. `root_files` are the files of the root, where that matters.
+    async fn share(
+        &self,
+        sandbox: &Sandbox,
+        id: &str,
+        root_files: Vec<PathBuf>,
+        shares: &mut Vec<Source>,
+    ) -> Result<(Vec<agent::Volume>, Vec<String>), TaskError> {
+        let mut add = async |share: Share, paths, opened| {
+            let name = share.name.clone();
+            sandbox.machine.add_share(share, opened).await?;
+            shares.push(Source { share: name, paths });
+            Ok::<_, TaskError>(())
+        };
+        add(Share { name: root_share(id), read_only: false, exclusive: true }, root_files, &self.root).await?;
+        let mut told = Vec::with_capacity(self.volumes.len());
+        for Volume { mount, path, source, read_only } in &self.volumes {
+            // The host's files are the host's: others change them too.
+            let share = Share { name: format!("mount-{mount}-{id}"), read_only: *read_only, exclusive: false };
+            let mount = u32::try_from(*mount).unwrap_or(u32::MAX);
+            told.push(agent::Volume { mount, share: share.name.clone(), ..agent::Volume::default() });
+            add(share, vec![path.clone()], source).await?;
+        }
+        let mut programs = Vec::with_capacity(self.programs.len());
+        for (index, program) in self.programs.iter().enumerate() {
+            let share = Share { name: format!("hook-{index}-{id}"), read_only: true, exclusive: false };
+            programs.push(share.name.clone());
+            add(share, Vec::new(), program).await?;
+        }
+        Ok((told, programs))
+    }
+}
+
+/// The container inside the guest: its streams, and its init's process id there. That takes `more` time than other calls.
 async fn in_guest(
     pod: &Pod,
     sandbox: &Arc<Sandbox>,
     bundle: &Path,
     request: CreateContainerRequest,
     names: &Names,
+    more: Duration,
 ) -> Result<(Stdio, u32), TaskError> {
     let owner = Owner { id: &request.id, namespace: pod.publisher.namespace(), bundle };
     let (stdio, streams) = Stdio::open(names, owner, sandbox.machine.streams()).await?;
     let request = CreateContainerRequest { streams: MessageField::some(streams), ..request };
-    match sandbox.agent.create_container(request).await {
+    match sandbox.agent.create_container(request, more).await {
         Ok(pid) => Ok((stdio, pid)),
         Err(cause) => Err(sandbox.machine.blame(cause).await.map_or_else(TaskError::Agent, TaskError::Ended)),
     }

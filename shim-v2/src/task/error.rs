@@ -5,6 +5,7 @@ use ttrpc::Code;
 use super::document::DocumentError;
 use super::pod::PodError;
 use super::stdio::StdioError;
+use super::throttle::ThrottleError;
 use crate::config::ConfigError;
 use crate::host::cgroup::CgroupError;
 use crate::host::hooks::HookError;
@@ -107,6 +108,9 @@ pub enum TaskError {
     /// A bind mount.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// Limits of the host's devices.
+    #[error(transparent)]
+    Throttle(#[from] ThrottleError),
     /// The streams.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -188,9 +192,13 @@ impl TaskError {
             Self::Config(_) => (Code::INVALID_ARGUMENT, Some(Stage::Configuration)),
             Self::Rootfs(_) => (Code::INVALID_ARGUMENT, Some(Stage::Rootfs)),
             Self::Volume(_) => (Code::INVALID_ARGUMENT, Some(Stage::Mounts)),
+            Self::Throttle(ThrottleError::Invalid { .. }) => (Code::INVALID_ARGUMENT, Some(Stage::Container)),
+            Self::Throttle(ThrottleError::Files { .. }) => (Code::UNKNOWN, Some(Stage::Host)),
             Self::Size(_) => (Code::INVALID_ARGUMENT, Some(Stage::Machine)),
             Self::Pod(_) | Self::Cgroup(_) | Self::Host { .. } => (Code::UNKNOWN, Some(Stage::Host)),
-            Self::Control(_) | Self::Ended(_) => (Code::UNKNOWN, Some(Stage::Machine)),
+            Self::Control(_) | Self::Ended(_) | Self::Throttle(ThrottleError::Control(_)) => {
+                (Code::UNKNOWN, Some(Stage::Machine))
+            }
             Self::Boot(cause) => (Code::UNKNOWN, Some(if cause.is_of_guest() { Stage::Boot } else { Stage::Machine })),
             // The guest's word, so the list is short: another code makes containerd do something. (Unimplemented from
             // Create, for one, makes it try an older interface.)
@@ -214,7 +222,7 @@ impl TaskError {
             | Self::Host { cause, .. }
             | Self::Cgroup(CgroupError::Io { cause, .. })
             | Self::Rootfs(RootfsError::Io { cause, .. })
-            | Self::Volume(VolumeError::Io { cause, .. })
+            | Self::Volume(VolumeError::Io { cause, .. } | VolumeError::Program { cause, .. })
             | Self::Stdio(StdioError::Open { cause, .. }) => return host_remedy(cause),
             Self::Ended(ended) => return ended.remedy(),
             Self::Agent(AgentError::Timeout { .. }) => "the guest hangs, or its limits are too low for what it does",

@@ -16,6 +16,7 @@ use super::error::{Result, TaskError};
 use super::exits::Told;
 use super::pod::{Pod, Sandbox};
 use super::process::{Exit, Phase};
+use super::throttle;
 use crate::config::limits;
 use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
@@ -150,7 +151,7 @@ impl Life {
         if container.init.phase() != Phase::Created {
             return Err(TaskError::State { id: id.to_owned(), what: "start it", state: container.state() });
         }
-        if let Err(cause) = self.sandbox(id)?.agent.start_container(id, container.hooks.inside()).await {
+        if let Err(cause) = self.sandbox(id)?.agent.start_container(id, container.hooks.starting()).await {
             error!(container = id, stage = "start"; "{cause}");
             if let AgentError::Refused { .. } = cause {
                 // Its init has ended: the client deletes it next, which it can only once the exit was told.
@@ -195,6 +196,9 @@ impl Life {
         all: bool,
     ) -> Result<()> {
         let exec_id = exec.as_ref().map_or("", |exec| exec.id.as_str());
+        if signal == SIGKILL && exec.is_none() {
+            self.lift_throttles(&container).await;
+        }
         let signalled = self.signal(&container.id, exec_id, signal, all).await;
         // Whatever the guest answers: it is the guest that is being killed.
         if signal == SIGKILL {
@@ -202,6 +206,16 @@ impl Life {
             tokio::spawn(async move { life.expect_exit(&container, exec.as_deref()).await });
         }
         signalled
+    }
+
+    /// Lifts the limits of a container's files: who is in the middle of a transfer ends when that does.
+    async fn lift_throttles(&self, container: &Container) {
+        let (id, throttles) = (container.id.as_str(), container.throttles());
+        if let Some(sandbox) = self.pod.sandbox().filter(|_| !throttles.is_empty())
+            && let Err(cause) = throttle::lift(&sandbox.machine, id, &throttles).await
+        {
+            warn!(container = id, stage = "kill"; "its files are still limited: {cause}");
+        }
     }
 
     pub(super) async fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<()> {
@@ -273,7 +287,7 @@ impl Life {
             if let Err(cause) = sandbox.agent.remove_container(id).await {
                 warn!(container = id, stage = "delete"; "{cause}");
             }
-            sandbox.machine.remove_shares(&container.shares).await;
+            sandbox.machine.remove_shares(container.shares.iter().map(|source| source.share.as_str())).await;
         }
         container.hooks.poststop().await;
         let answer = answer(container.stub.pid(), Some(exit));

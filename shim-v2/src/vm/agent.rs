@@ -164,13 +164,18 @@ impl AgentClient {
         self.answer("make the sandbox", self.client.create_sandbox(self.context(), &request)).await.map(drop)
     }
 
-    /// Makes a container; returns its init's pid in the guest.
+    /// Makes a container, which may take `more` time than another call; returns its init's pid in the guest.
     ///
     /// # Errors
     /// See [`AgentError`].
-    pub async fn create_container(&self, request: rpc::CreateContainerRequest) -> Result<u32, AgentError> {
-        let created = self.client.create_container(self.context(), &request);
-        Ok(self.answer("make the container", created).await?.pid)
+    pub async fn create_container(
+        &self,
+        request: rpc::CreateContainerRequest,
+        more: Duration,
+    ) -> Result<u32, AgentError> {
+        let limit = self.limit.saturating_add(more);
+        let created = self.client.create_container(context_for(limit), &request);
+        Ok(self.answer_within(Limit::Call, limit, "make the container", created).await?.pid)
     }
 
     /// Lets a container's program run, behind hooks that take `hooks` at most.

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use husk_protocol::agent::HealthResponse;
-use husk_protocol::control::{MachineConfig, MachineState, Metrics, Reply, Request, Share, Socket, SocketError};
+use husk_protocol::control::{
+    MachineConfig, MachineState, Metrics, Reply, Request, Share, ShareLimit, Socket, SocketError,
+};
 use husk_protocol::streams::{RPC_PORT, STREAM_PORT};
 use log::{info, warn};
 use tokio::net::unix::pipe;
@@ -315,13 +317,21 @@ impl Machine {
     }
 
     /// Takes directories and files away from the guest. What fails is told in the log: nobody waits for it.
-    pub async fn remove_shares(&self, names: &[String]) {
+    pub async fn remove_shares(&self, names: impl Iterator<Item = &str>) {
         for name in names {
-            let request = Request::RemoveShare { name: name.clone() };
+            let request = Request::RemoveShare { name: name.to_owned() };
             if let Err(cause) = self.control.ask("take files back", request, &[]).await {
                 warn!(stage = "host"; "share {name}: {cause}");
             }
         }
+    }
+
+    /// Limits how fast shares are read and written.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn limit_shares(&self, limit: ShareLimit) -> Result<(), ControlError> {
+        self.control.ask("limit its files", Request::LimitShares(limit), &[]).await.map(drop)
     }
 
     /// The VMM's counters.

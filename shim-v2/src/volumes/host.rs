@@ -41,7 +41,19 @@ pub(super) fn open(number: usize, mount: &Mount, bundle: &Path) -> Result<Volume
         ids.apply(&source, has(mount, "ridmap")).map_err(failed("map the ids of"))?;
     }
     restrict(&source, recursive).map_err(failed("restrict"))?;
-    Ok(Volume { mount: number, source, read_only: all_read_only || read_only && !recursive })
+    Ok(Volume { mount: number, path, source, read_only: all_read_only || read_only && !recursive })
+}
+
+/// Opens the program at `path`, for nobody to write; what could not be done, and the kernel's answer.
+pub(super) fn program(path: &Path) -> Result<OwnedFd, (&'static str, io::Error)> {
+    let program = detach(path, false).map_err(|cause| ("open", cause))?;
+    let stat = fstat(&program).map_err(|cause| ("look at", cause.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(("share", io::Error::other("it is no regular file")));
+    }
+    set_attributes(&program, libc::MOUNT_ATTR_RDONLY, None, false).map_err(|cause| ("make read-only", cause))?;
+    restrict(&program, false).map_err(|cause| ("restrict", cause))?;
+    Ok(program)
 }
 
 /// A mount of its own of what is at `path`, where links are followed as on the host.

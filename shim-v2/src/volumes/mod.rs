@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{self, Mount, Spec};
 
 /// Bind mounts of one container: each is a share and descriptors in two processes.
 const MOST: usize = 1024;
@@ -16,6 +16,8 @@ const MOST: usize = 1024;
 pub struct Volume {
     /// Which of the document's mounts.
     pub mount: usize,
+    /// Where the directory or file is.
+    pub path: PathBuf,
     /// The directory or file, as a detached mount.
     pub source: OwnedFd,
     /// Nothing in it can be written, on the host's side already.
@@ -38,6 +40,18 @@ pub enum VolumeError {
         /// What was tried.
         what: &'static str,
         /// The source.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// A step on a hook's program.
+    #[error("hooks.createContainer[{hook}]: cannot {what} its program {}: {cause}", path.display())]
+    Program {
+        /// Which of the createContainer hooks.
+        hook: usize,
+        /// What was tried.
+        what: &'static str,
+        /// The program.
         path: PathBuf,
         /// The kernel's answer.
         cause: io::Error,
@@ -79,6 +93,18 @@ pub fn open(spec: &Spec, bundle: &Path) -> Result<Vec<Volume>, VolumeError> {
     binds.into_iter().map(|(number, mount)| host::open(number, mount, bundle)).collect()
 }
 
+/// Opens the programs of the document's createContainer hooks, which run in the guest.
+///
+/// # Errors
+/// One cannot be opened, or is no file.
+pub fn programs(spec: &Spec) -> Result<Vec<OwnedFd>, VolumeError> {
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_deref()).unwrap_or_default();
+    let open = |(hook, path): (usize, &PathBuf)| {
+        host::program(path).map_err(|(what, cause)| VolumeError::Program { hook, what, path: path.clone(), cause })
+    };
+    hooks.iter().map(runtime::Hook::path).enumerate().map(open).collect()
+}
+
 /// A bind mount, by its type or by its options, as runc has it.
 fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || has(mount, "bind") || has(mount, "rbind")
@@ -116,6 +142,18 @@ mod tests {
         let one = serde_json::json!({ "destination": "/x", "type": "bind", "source": "/usr",
             "uidMappings": [{ "containerID": 0, "hostID": 1, "size": 1 }] });
         assert!(refusal(one).contains("belong together"));
+    }
+
+    #[test]
+    fn hooks_programs_are_files_of_the_host() {
+        let opened = |path: &str| {
+            let spec = serde_json::json!({ "ociVersion": "1.1.0", "hooks": { "createContainer": [{ "path": path }] } });
+            programs(&serde_json::from_value(spec).unwrap()).map_err(|cause| cause.to_string())
+        };
+        let missing = opened("/no/such").unwrap_err();
+        assert!(missing.starts_with("hooks.createContainer[0]: cannot open its program /no/such:"), "{missing}");
+        let directory = opened("/usr").unwrap_err();
+        assert!(directory.contains("cannot share its program /usr: it is no regular file"), "{directory}");
     }
 
     #[test]

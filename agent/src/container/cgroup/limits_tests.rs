@@ -113,15 +113,7 @@ fn what_cannot_be_is_refused_by_field_and_value() {
     refused(json!({ "cpu": { "cpus": "3-1" } }), &["cpus \"3-1\"", "before it begins"]);
     refused(json!({ "blockIO": { "weight": 9 } }), &["linux.resources.blockIO.weight 9", "10 to 1000"]);
     let device = json!([{ "major": 8, "minor": 16, "rate": 1, "weight": 500 }]);
-    for name in [
-        "weightDevice",
-        "throttleReadBpsDevice",
-        "throttleWriteBpsDevice",
-        "throttleReadIOPSDevice",
-        "throttleWriteIOPSDevice",
-    ] {
-        refused(json!({ "blockIO": { name: device } }), &[&format!("blockIO.{name} 8:16"), "of the host"]);
-    }
+    refused(json!({ "blockIO": { "weightDevice": device } }), &["blockIO.weightDevice 8:16", "of the host"]);
     let huge = |size: &str, limit: i64| json!({ "hugepageLimits": [{ "pageSize": size, "limit": limit }] });
     for size in ["", "MB", "2M", "2MB/../../x", "-1GB"] {
         refused(huge(size, 0), &["linux.resources.hugepageLimits", "pageSize"]);
@@ -138,7 +130,7 @@ fn what_cannot_be_is_refused_by_field_and_value() {
     refused(unified("memory.max", " "), &["\"memory.max\"", "no value"]);
     refused(unified("cgroup.procs", "1"), &["\"cgroup.procs\"", "no limit"]);
     refused(unified("cgroup.freeze", "1"), &["\"cgroup.freeze\""]);
-    refused(unified("io.max", "8:0 rbps=1"), &["\"io.max\"", "of the host"]);
+    refused(unified("io.latency", "8:0 target=1"), &["\"io.latency\"", "of the host"]);
     refused(unified("cpuset.cpus", "abc"), &["\"cpuset.cpus\"", "no list"]);
 }
 
@@ -224,4 +216,18 @@ fn a_new_container_has_rules_for_devices_and_an_old_one_keeps_its() {
     let spec = oci_spec::runtime::Spec::default();
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     assert_eq!(Limits::of_new(resources, Place::Guest).unwrap().settings, []);
+}
+
+#[test]
+fn rates_of_the_hosts_devices_are_left_to_the_host() {
+    let device = json!([{ "major": 8, "minor": 16, "rate": 1 }]);
+    let block_io = json!({ "throttleReadBpsDevice": device, "throttleWriteBpsDevice": device,
+        "throttleReadIOPSDevice": device, "throttleWriteIOPSDevice": device, "weight": 10 });
+    are(json!({ "blockIO": block_io, "unified": { "io.max": "8:0 rbps=1" } }), &[("io.weight", "1")]);
+    let on_host =
+        |resources| Limits::of(&serde_json::from_value(resources).unwrap(), Place::Host).unwrap().settings.len();
+    assert_eq!(
+        on_host(json!({ "blockIO": { "throttleReadBpsDevice": device }, "unified": { "io.max": "8:0 rbps=1" } })),
+        2
+    );
 }

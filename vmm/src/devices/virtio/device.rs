@@ -90,6 +90,14 @@ pub trait Device: Send {
     /// # Errors
     /// As [`Device::queue_event`].
     fn event(&mut self, events: Events, ops: &mut EventOps<'_>) -> Result<(), QueueError>;
+
+    /// Somebody woke the device up ([`super::runner::Mailbox::wake`]); it may be inactive.
+    ///
+    /// # Errors
+    /// As [`Device::queue_event`].
+    fn woken(&mut self, _ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
 }
 
 /// A transport's and its queues' part of a device's saved state; each device adds its own `State` (see its `state.rs`).

@@ -1,5 +1,6 @@
 //! A virtqueue: the ring of `virtio-queue`, its notification, and the policy for a guest that breaks it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -86,7 +87,7 @@ impl Queue {
     /// The guest broke the ring or built an impossible chain.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
         let index = self.index;
-        match next_raw(&mut self.ring, &self.memory, index)? {
+        match next_raw(&mut self.ring, &*self.memory, index)? {
             None => Ok(None),
             Some(raw) => Chain::check(raw, &self.memory).map(Some).map_err(|cause| QueueError::Chain { index, cause }),
         }
@@ -96,8 +97,8 @@ impl Queue {
     ///
     /// # Errors
     /// The guest broke the ring.
-    pub fn pop_raw(&mut self) -> Result<Option<virtio_queue::DescriptorChain<&GuestRam>>, QueueError> {
-        next_raw(&mut self.ring, &self.memory, self.index)
+    pub fn pop_raw(&mut self) -> Result<Option<virtio_queue::DescriptorChain<Arc<GuestRam>>>, QueueError> {
+        next_raw(&mut self.ring, Arc::clone(&self.memory), self.index)
     }
 
     /// Gives the last popped chain back to the available ring: it comes again with the next pop.
@@ -171,11 +172,11 @@ impl Queue {
 }
 
 /// The next available chain of `ring`, which is queue `index`.
-fn next_raw<'m>(
+fn next_raw<M: Clone + Deref<Target = GuestRam>>(
     ring: &mut virtio_queue::Queue,
-    memory: &'m GuestRam,
+    memory: M,
     index: u16,
-) -> Result<Option<virtio_queue::DescriptorChain<&'m GuestRam>>, QueueError> {
+) -> Result<Option<virtio_queue::DescriptorChain<M>>, QueueError> {
     // `iter` is what tells an impossible avail index from an empty ring (`pop_descriptor_chain` hides the error).
     let mut available = ring.iter(memory).map_err(|cause| QueueError::Ring { index, cause })?;
     Ok(available.next())

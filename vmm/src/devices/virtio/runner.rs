@@ -46,7 +46,7 @@ impl Mailbox {
         let _ = wait.recv();
     }
 
-    /// Wakes the event loop up without a command.
+    /// Wakes the device up without a command.
     pub fn wake(&self) {
         // Fails only when the counter is full: then the loop is already due to wake up.
         let _ = self.doorbell.write(1);
@@ -92,7 +92,7 @@ impl<D: Device> Runner<D> {
         &mut self.device
     }
 
-    fn mailbox_event(&mut self, ops: &mut EventOps<'_>) {
+    fn mailbox_event(&mut self, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
         let _ = self.doorbell.read();
         while let Ok(command) = self.commands.try_recv() {
             match command {
@@ -104,6 +104,7 @@ impl<D: Device> Runner<D> {
                 }
             }
         }
+        self.device.woken(ops)
     }
 
     fn activate(&mut self, activation: Activation, ops: &mut EventOps<'_>) {
@@ -167,10 +168,7 @@ impl<D: Device> MutEventSubscriber for Runner<D> {
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let result = match events.data() {
-            MAILBOX => {
-                self.mailbox_event(ops);
-                Ok(())
-            }
+            MAILBOX => self.mailbox_event(ops),
             data if data >= DEVICE_EVENTS => self.device.event(events, ops),
             _ => {
                 // Only a registered queue can be here; look it up by its descriptor, which is what woke us.

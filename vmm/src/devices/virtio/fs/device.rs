@@ -1,13 +1,22 @@
 //! The device in its event loop.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use event_manager::{EventOps, Events};
+use event_manager::{EventOps, EventSet, Events};
 use fuse_backend_rs::api::server::Server;
 use husk_protocol::files::FileAccess;
+use log::error;
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use super::super::device::{ActivateError, Activation, COMMON_FEATURES, Device, Identity};
 use super::super::queue::QueueError;
+use super::super::runner::DEVICE_EVENTS;
+use super::limits::Limits;
 use super::server::Files;
 use super::state::State;
 use super::worker::Worker;
@@ -24,12 +33,17 @@ const REQUEST_QUEUES: u32 = 1;
 /// would allow (`virtio_fs.c`, `FUSE_HEADER_OVERHEAD`): 512 lets through the MiB that the server takes.
 const QUEUE_SIZES: &[u16] = &[64, 512];
 
+/// The queue for requests.
+const REQUESTS: u16 = 1;
+
 /// virtio-fs: see [`super`].
 pub struct Fs<A: FileAccess> {
     server: Arc<Server<Files<A>>>,
     files: Files<A>,
     /// Present while the device is active, by queue.
     workers: Vec<Worker<A>>,
+    /// For requests that wait for limits; made when the first one does.
+    timer: Option<OwnedFd>,
 }
 
 impl<A: FileAccess> Fs<A> {
@@ -37,13 +51,46 @@ impl<A: FileAccess> Fs<A> {
     #[must_use]
     pub fn new(access: Arc<A>) -> Self {
         let files = Files::new(access);
-        Self { server: Arc::new(Server::new(files.clone())), files, workers: Vec::new() }
+        Self { server: Arc::new(Server::new(files.clone())), files, workers: Vec::new(), timer: None }
     }
 
     /// A device that goes on from `state`.
     #[must_use]
     pub fn restore(access: Arc<A>, State {}: &State) -> Self {
         Self::new(access)
+    }
+
+    /// What limits reading and writing.
+    pub(super) fn limits(&self) -> Arc<Limits> {
+        Arc::clone(self.files.limits())
+    }
+
+    /// Sets the timer for the first request that waits.
+    fn schedule(&mut self, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+        let Some(next) = self.workers.iter().filter_map(Worker::next).min() else { return Ok(()) };
+        // Zero would stop it.
+        let wait = next.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        self.set_timer(wait, ops).map_err(|cause| {
+            error!("fs: cannot wait for a limit: {cause}");
+            QueueError::Request { index: REQUESTS, cause: "the host cannot wait for the limits of its share" }
+        })
+    }
+
+    fn set_timer(&mut self, wait: Duration, ops: &mut EventOps<'_>) -> std::io::Result<()> {
+        let timer = match self.timer.take() {
+            Some(timer) => timer,
+            None => {
+                let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+                let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+                ops.add(Events::with_data(&timer, DEVICE_EVENTS, EventSet::IN)).map_err(std::io::Error::other)?;
+                timer
+            }
+        };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let it_value = Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: never, it_value })?;
+        self.timer = Some(timer);
+        Ok(())
     }
 
     /// What is saved; nothing can be once the guest has mounted the file system.
@@ -68,7 +115,9 @@ impl<A: FileAccess> Device for Fs<A> {
             .queues
             .into_iter()
             .filter(|queue| queue.ready())
-            .map(|queue| Worker::new(queue, Arc::clone(&activation.memory), Arc::clone(&self.server)))
+            .map(|queue| {
+                Worker::new(queue, Arc::clone(&activation.memory), Arc::clone(&self.server), self.files.clone())
+            })
             .collect();
         if workers.len() < QUEUE_SIZES.len() {
             let missing = (0..).find(|index| workers.iter().all(|worker| worker.index() != *index));
@@ -78,18 +127,32 @@ impl<A: FileAccess> Device for Fs<A> {
         Ok(())
     }
 
-    fn reset(&mut self, _ops: &mut EventOps<'_>) {
+    fn reset(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(timer) = self.timer.take()
+            && let Err(cause) = ops.remove(Events::empty(&timer))
+        {
+            error!("fs: cannot stop watching the timer: {cause}");
+        }
         self.workers.clear();
         self.files.close_all();
     }
 
-    fn queue_event(&mut self, index: u16, _ops: &mut EventOps<'_>) -> Result<(), QueueError> {
-        self.workers.iter_mut().find(|worker| worker.index() == index).map_or(Ok(()), Worker::run)
+    fn queue_event(&mut self, index: u16, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+        self.workers.iter_mut().find(|worker| worker.index() == index).map_or(Ok(()), Worker::run)?;
+        self.schedule(ops)
     }
 
-    fn event(&mut self, _events: Events, _ops: &mut EventOps<'_>) -> Result<(), QueueError> {
-        // It registers no descriptors of its own.
-        Ok(())
+    fn event(&mut self, _events: Events, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+        if let Some(timer) = &self.timer {
+            // How often it has rung does not matter; that it has not, since it was set again, neither.
+            let _ = rustix::io::read(timer, &mut [0; 8]);
+        }
+        self.woken(ops)
+    }
+
+    fn woken(&mut self, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+        self.workers.iter_mut().try_for_each(Worker::go_on)?;
+        self.schedule(ops)
     }
 }
 

@@ -8,13 +8,13 @@ use fuse_backend_rs::abi::fuse_abi::{
     EntryOut, FsOptions, InHeader, InitIn, InitOut, Opcode, OpenIn, OpenOut, OutHeader, ReadIn, WriteIn,
 };
 use husk_broker::Broker;
-use husk_protocol::control::Share;
+use husk_protocol::control::{Rates, Share};
 use husk_protocol::files::ROOT;
 use tempfile::TempDir;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
-use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vm_memory::{Address, ByteValued, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::super::device::Signal;
@@ -46,6 +46,9 @@ struct Guest {
     memory: Arc<GuestRam>,
     interrupts: Arc<Interrupts>,
     shared: TempDir,
+    broker: Arc<Broker>,
+    limits: Arc<Limits>,
+    used_ring: GuestAddress,
 }
 
 impl Guest {
@@ -55,17 +58,30 @@ impl Guest {
         let broker = Arc::new(Broker::new().unwrap());
         let share = Share { name: "s".to_owned(), read_only: false, exclusive: true };
         broker.add_share(&share, fs::File::open(shared.path()).unwrap().into()).unwrap();
-        let (runner, mailbox) = Runner::new("fs", Fs::new(broker)).unwrap();
+        let device = Fs::new(Arc::clone(&broker));
+        let limits = device.limits();
+        let (runner, mailbox) = Runner::new("fs", device).unwrap();
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(runner);
         let memory = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap());
-        Self { events, mailbox, memory, interrupts: Arc::new(Interrupts(AtomicUsize::new(0))), shared }
+        let interrupts = Arc::new(Interrupts(AtomicUsize::new(0)));
+        Self { events, mailbox, memory, interrupts, shared, broker, limits, used_ring: GuestAddress(0) }
     }
 
     /// Sends bytes with `room` for an answer; what the used ring says, and the answer.
     fn raw(&mut self, request: &[u8], room: u32) -> (Option<u32>, Vec<u8>) {
+        self.send(request, room);
+        while self.events.run_with_timeout(0).unwrap() > 0 {}
+        let used = self.used();
+        let mut answer = vec![0; used.unwrap_or(0).min(room) as usize];
+        self.memory.read_slice(&mut answer, ANSWER).unwrap();
+        (used, answer)
+    }
+
+    fn send(&mut self, request: &[u8], room: u32) {
         self.memory.write_slice(request, REQUEST).unwrap();
         let mock = MockSplitQueue::new(&*self.memory, 16);
+        self.used_ring = mock.used_addr();
         let length = u32::try_from(request.len()).unwrap();
         let mut chain =
             vec![RawDescriptor::from(Descriptor::new(REQUEST.0, length, if room > 0 { NEXT } else { 0 }, 1))];
@@ -85,11 +101,21 @@ impl Guest {
         let features = COMMON_FEATURES;
         self.mailbox.activate(Activation { memory: Arc::clone(&self.memory), features, queues, signal });
         kick.write(1).unwrap();
-        while self.events.run_with_timeout(0).unwrap() > 0 {}
-        let used = (mock.used().idx().load() > 0).then(|| mock.used().ring().ref_at(0).unwrap().load().len());
-        let mut answer = vec![0; used.unwrap_or(0).min(room) as usize];
-        self.memory.read_slice(&mut answer, ANSWER).unwrap();
-        (used, answer)
+    }
+
+    /// The length of the answer, if there is one (virtio 1.2, 2.7.8: flags, index, then the ring of numbers and lengths).
+    fn used(&self) -> Option<u32> {
+        let index: u16 = self.memory.read_obj(self.used_ring.unchecked_add(2)).unwrap();
+        (index > 0).then(|| self.memory.read_obj(self.used_ring.unchecked_add(8)).unwrap())
+    }
+
+    /// Runs the device until the request is answered; how long that took.
+    fn wait(&mut self) -> Duration {
+        let begin = Instant::now();
+        while self.used().is_none() {
+            assert!(self.events.run_with_timeout(10_000).unwrap() > 0, "nothing happens");
+        }
+        begin.elapsed()
     }
 
     /// A request; its error (0 for none) and what follows the header of the answer.
@@ -205,4 +231,44 @@ fn a_mounted_device_cannot_be_saved() {
     use fuse_backend_rs::api::filesystem::FileSystem;
     device.files.init(FsOptions::empty()).unwrap();
     assert_eq!(device.save(), None);
+}
+
+#[test]
+fn a_request_beyond_its_shares_limit_waits_and_no_other_does() {
+    let mut guest = Guest::new();
+    fs::write(guest.shared.path().join("f"), [7; 100]).unwrap();
+    guest.mount();
+    let share = guest.lookup(ROOT, "s").unwrap();
+    let file = guest.lookup(share.nodeid, "f").unwrap();
+    let open = OpenIn { flags: libc::O_RDWR as u32, fuse_flags: 0 };
+    let (_, answer) = guest.ask(Opcode::Open, file.nodeid, &[open.as_slice()]);
+    let handle = read::<OpenOut>(&answer).fh;
+    let number = guest.broker.share_number("s").unwrap();
+    let slow = Rates { read_bytes: 200, ..Rates::default() };
+    guest.limits.set("slow".to_owned(), vec![number], slow, Instant::now());
+    let body = ReadIn { fh: handle, offset: 0, size: 100, ..ReadIn::default() };
+    let header =
+        InHeader { len: 80, opcode: Opcode::Read as u32, unique: 7, nodeid: file.nodeid, ..InHeader::default() };
+    let request = [header.as_slice(), body.as_slice()].concat();
+    assert_eq!(guest.ask(Opcode::Read, file.nodeid, &[body.as_slice()]).0, 0, "the first one goes on at once");
+    // Half a second for what was read, less the burst.
+    guest.send(&request, 4096);
+    let waited = guest.wait();
+    assert!(waited >= Duration::from_millis(300), "{waited:?}");
+    // While it would wait others do not.
+    let ask = WriteIn { fh: handle, offset: 0, size: 1, ..WriteIn::default() };
+    assert_eq!(guest.ask(Opcode::Write, file.nodeid, &[ask.as_slice(), b"x"]).0, 0);
+    assert!(guest.lookup(share.nodeid, "f").is_ok());
+    // One that waits for hours goes on when the limit is gone.
+    let slowest = Rates { read_bytes: 1, ..Rates::default() };
+    guest.limits.set("slow".to_owned(), vec![number], slowest, Instant::now());
+    assert_eq!(guest.ask(Opcode::Read, file.nodeid, &[body.as_slice()]).0, 0);
+    guest.send(&request, 4096);
+    while guest.events.run_with_timeout(0).unwrap() > 0 {}
+    assert_eq!(guest.used(), None, "it waits");
+    guest.limits.set("slow".to_owned(), vec![number], Rates::default(), Instant::now());
+    guest.mailbox.wake();
+    let waited = guest.wait();
+    assert!(waited < Duration::from_secs(5), "{waited:?}");
+    assert_eq!(guest.used(), Some(116));
 }

@@ -5,15 +5,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use event_manager::{EventManager, SubscriberOps};
 use husk_broker::{Broker, ShareError};
-use husk_protocol::control::Share;
+use husk_protocol::control::{Share, ShareLimit};
 use log::error;
 
 use super::super::device::Identity;
 use super::super::runner::{Mailbox, Runner};
 use super::device::Fs;
+use super::limits::Limits;
 
 /// What fails outside of requests.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +34,7 @@ pub enum FsError {
 /// Holds the device's thread; it ends when this is dropped.
 pub struct FsHandle {
     broker: Arc<Broker>,
+    limits: Arc<Limits>,
     stop: Arc<AtomicBool>,
     mailbox: Mailbox,
 }
@@ -44,7 +47,7 @@ impl Fs<Broker> {
     pub fn spawn() -> Result<(FsHandle, Identity, Mailbox), FsError> {
         let broker = Arc::new(Broker::new()?);
         let device = Self::new(Arc::clone(&broker));
-        let identity = device.identity();
+        let (identity, limits) = (device.identity(), device.limits());
         let (runner, mailbox) = Runner::new("fs", device)?;
         let mut events = EventManager::new()?;
         events.add_subscriber(runner);
@@ -59,7 +62,7 @@ impl Fs<Broker> {
                 }
             }
         })?;
-        Ok((FsHandle { broker, stop, mailbox: mailbox.clone() }, identity, mailbox))
+        Ok((FsHandle { broker, limits, stop, mailbox: mailbox.clone() }, identity, mailbox))
     }
 }
 
@@ -77,7 +80,22 @@ impl FsHandle {
     /// # Errors
     /// There is none of that name.
     pub fn remove_share(&self, name: &str) -> Result<(), FsError> {
-        Ok(self.broker.remove_share(name)?)
+        let number = self.broker.remove_share(name)?;
+        if self.limits.remove_share(number) {
+            self.mailbox.wake();
+        }
+        Ok(())
+    }
+
+    /// Limits how fast directories are read and written; those that wait are looked at again.
+    ///
+    /// # Errors
+    /// One of the directories is none of its.
+    pub fn limit_shares(&self, limit: ShareLimit) -> Result<(), FsError> {
+        let numbers = limit.shares.iter().map(|name| self.broker.share_number(name)).collect::<Result<_, _>>()?;
+        self.limits.set(limit.name, numbers, limit.rates, Instant::now());
+        self.mailbox.wake();
+        Ok(())
     }
 }
 

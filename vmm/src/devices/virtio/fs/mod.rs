@@ -8,6 +8,7 @@
 mod convert;
 mod device;
 mod handle;
+mod limits;
 mod server;
 mod state;
 mod worker;

@@ -8,16 +8,17 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, FsOptions, OpenOptions, SetattrValid, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, GetxattrReply, ListxattrReply, ZeroCopyReader, ZeroCopyWriter,
 };
-use husk_protocol::files::{FileAccess, New, ROOT};
+use husk_protocol::files::{FileAccess, New, ROOT, Shared};
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::convert;
+use super::limits::{Limits, Way};
 
 /// The file system of one guest; clones are the same.
 pub struct Files<A> {
@@ -34,14 +35,22 @@ struct Inner<A> {
     access: Arc<A>,
     open: Mutex<Open>,
     mounted: AtomicBool,
+    limits: Arc<Limits>,
 }
 
 /// Regular files that the guest has open, by the numbers that it has for them. The limit is the process's of
 /// descriptors.
 #[derive(Default)]
 struct Open {
-    files: HashMap<u64, Arc<File>>,
+    files: HashMap<u64, Opened>,
     next: u64,
+}
+
+#[derive(Clone)]
+struct Opened {
+    file: Arc<File>,
+    /// The number of the share that it is in.
+    share: Option<u32>,
 }
 
 fn errno(number: i32) -> io::Error {
@@ -51,7 +60,18 @@ fn errno(number: i32) -> io::Error {
 impl<A> Files<A> {
     pub fn new(access: Arc<A>) -> Self {
         let open = Mutex::new(Open::default());
-        Self { inner: Arc::new(Inner { access, open, mounted: AtomicBool::new(false) }) }
+        let limits = Arc::new(Limits::default());
+        Self { inner: Arc::new(Inner { access, open, mounted: AtomicBool::new(false), limits }) }
+    }
+
+    /// What limits reading and writing.
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.inner.limits
+    }
+
+    /// The share of an open file.
+    pub fn share_of(&self, handle: u64) -> Option<u32> {
+        self.open().files.get(&handle)?.share
     }
 
     /// Whether the guest has begun a session.
@@ -73,16 +93,31 @@ impl<A> Files<A> {
         self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, file: File) -> u64 {
+    fn add(&self, file: File, share: Option<Shared>) -> u64 {
+        let opened = Opened { file: Arc::new(file), share: share.map(|share| share.number) };
         let mut open = self.open();
         let handle = open.next;
         open.next += 1;
-        open.files.insert(handle, Arc::new(file));
+        open.files.insert(handle, opened);
         handle
     }
 
-    fn file(&self, handle: u64) -> io::Result<Arc<File>> {
+    fn opened(&self, handle: u64) -> io::Result<Opened> {
         self.open().files.get(&handle).cloned().ok_or_else(|| errno(libc::EBADF))
+    }
+
+    fn file(&self, handle: u64) -> io::Result<Arc<File>> {
+        Ok(self.opened(handle)?.file)
+    }
+
+    /// The file, for so many bytes that its share's limits let through. The queue has waited for them already: only a guest
+    /// that has changed its request meanwhile is told to come again.
+    fn file_for(&self, handle: u64, way: Way, size: u32) -> io::Result<Arc<File>> {
+        let Opened { file, share } = self.opened(handle)?;
+        match share {
+            Some(share) if !self.inner.limits.take(share, way, size, Instant::now()) => Err(errno(libc::EAGAIN)),
+            _ => Ok(file),
+        }
     }
 }
 
@@ -196,9 +231,10 @@ impl<A: FileAccess> FileSystem for Files<A> {
     }
 
     fn open(&self, _: &Context, node: u64, flags: u32, _: u32) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        let exclusive = self.access().is_exclusive(node);
+        let share = self.access().share_of(node);
+        let exclusive = share.is_some_and(|share| share.exclusive);
         let file = self.access().open(node, host_flags(flags, exclusive))?;
-        Ok((Some(self.add(file.into())), caching(exclusive), None))
+        Ok((Some(self.add(file.into(), share)), caching(exclusive), None))
     }
 
     fn create(
@@ -208,9 +244,10 @@ impl<A: FileAccess> FileSystem for Files<A> {
         name: &CStr,
         args: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
-        let flags = host_flags(args.flags, self.access().is_exclusive(parent));
+        let share = self.access().share_of(parent);
+        let flags = host_flags(args.flags, share.is_some_and(|share| share.exclusive));
         let (found, file) = self.access().create(parent, name, args.mode, flags, convert::caller(context))?;
-        Ok((convert::entry(&found), Some(self.add(file.into())), caching(found.exclusive), None))
+        Ok((convert::entry(&found), Some(self.add(file.into(), share)), caching(found.exclusive), None))
     }
 
     fn read(
@@ -224,7 +261,7 @@ impl<A: FileAccess> FileSystem for Files<A> {
         _: Option<u64>,
         _: u32,
     ) -> io::Result<usize> {
-        let file = self.file(handle)?;
+        let file = self.file_for(handle, Way::Read, size)?;
         w.write_from(&mut *borrowed(&file), size as usize, offset)
     }
 
@@ -241,7 +278,7 @@ impl<A: FileAccess> FileSystem for Files<A> {
         _: u32,
         _: u32,
     ) -> io::Result<usize> {
-        let file = self.file(handle)?;
+        let file = self.file_for(handle, Way::Write, size)?;
         r.read_to(&mut *borrowed(&file), size as usize, offset)
     }
 
@@ -258,8 +295,8 @@ impl<A: FileAccess> FileSystem for Files<A> {
 
     fn release(&self, _: &Context, _: u64, _: u32, handle: u64, _: bool, _: bool, _: Option<u64>) -> io::Result<()> {
         // Closed outside of the lock: closing may wait for the host's file system.
-        let file = self.open().files.remove(&handle);
-        file.map(drop).ok_or_else(|| errno(libc::EBADF))
+        let opened = self.open().files.remove(&handle);
+        opened.map(drop).ok_or_else(|| errno(libc::EBADF))
     }
 
     fn statfs(&self, _: &Context, node: u64) -> io::Result<statvfs64> {
