@@ -226,3 +226,54 @@ fn mappings_that_cannot_be_are_refused() {
         refused(&output, &["Permission denied"]);
     });
 }
+
+#[test]
+fn bind_mounts_have_the_mapped_ids() {
+    leaves_nothing(|| {
+        let host = tempfile::tempdir().unwrap();
+        let mine = host.path().join("mine");
+        fs::create_dir(&mine).unwrap();
+        fs::write(mine.join("file"), "of the container\n").unwrap();
+        fs::write(mine.join("others"), "of the host\n").unwrap();
+        fs::set_permissions(mine.join("others"), fs::Permissions::from_mode(0o600)).unwrap();
+        lchown(&mine, Some(USER), Some(GROUP)).unwrap();
+        lchown(mine.join("file"), Some(USER + 7), Some(GROUP + 8)).unwrap();
+        fs::write(host.path().join("conf"), "a file\n").unwrap();
+        let script = "stat -c '%u %g %a' /mine /mine/file /mine/others /conf; cat /mine/file /conf; cat /mine/others 2>&1; \
+            echo more >>/mine/file && chown 9:9 /mine/file && echo mine; chown 9:9 /mine/others 2>&1; rm /mine/others && echo gone; \
+            touch /mine/new; chmod 4755 /mine/new; touch /read-only/new 2>&1; echo >/conf 2>&1; \
+            cut -d' ' -f2,4 /proc/mounts | grep -E '^/(mine|read-only|conf) ' | sed 's/,.*//'";
+        let with = |id: &str, runtime: Runtime| {
+            let root = root();
+            let file = document(root.path(), script, |document| {
+                mapped(document);
+                document["linux"]["cgroupsPath"] = format!("/default/{id}").into();
+                document["mounts"].as_array_mut().unwrap().extend([
+                    json!({ "type": "bind", "source": mine, "destination": "/mine", "options": ["rbind", "rw"] }),
+                    json!({ "type": "bind", "source": mine, "destination": "/read-only", "options": ["rbind", "ro"] }),
+                    json!({ "type": "bind", "source": host.path().join("conf"), "destination": "/conf", "options": ["bind", "ro"] }),
+                ]);
+            });
+            let output =
+                ctr(&["run", "--rm", "--runtime", runtime.name(), "--config", file.path().to_str().unwrap(), id]);
+            assert_eq!(output.status, 0, "{id}: {}{}", output.text(), output.errors());
+            let left = |name: &str| {
+                let meta = fs::metadata(mine.join(name)).unwrap();
+                (meta.uid(), meta.gid(), meta.mode() & 0o7777)
+            };
+            let host = (left("file"), left("new"), mine.join("others").exists());
+            fs::remove_file(mine.join("new")).unwrap();
+            lchown(mine.join("file"), Some(USER + 7), Some(GROUP + 8)).unwrap();
+            fs::write(mine.join("file"), "of the container\n").unwrap();
+            fs::write(mine.join("others"), "of the host\n").unwrap();
+            fs::set_permissions(mine.join("others"), fs::Permissions::from_mode(0o600)).unwrap();
+            (output.text(), host)
+        };
+        let runc = with("mapped-runc", Runtime::Runc);
+        assert_eq!(with("mapped-husk", Runtime::Husk), runc);
+        let (text, ((user, group, _), (_, _, mode), others)) = runc;
+        assert_eq!((user, group, mode, others), (USER + 9, GROUP + 9, 0o4755, false));
+        assert!(text.starts_with("0 0 755\n7 8 644\n65534 65534 600\n"), "{text}");
+        assert!(text.contains("mine\n") && text.contains("Read-only file system"), "{text}");
+    });
+}
