@@ -14,6 +14,7 @@ mod oci;
 pub mod reaper;
 pub mod sandbox;
 pub mod service;
+pub mod shares;
 pub mod stdio;
 pub mod vsock;
 pub mod watched;

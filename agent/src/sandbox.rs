@@ -3,9 +3,8 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use log::warn;
-
 use crate::reaper::Reaper;
+use crate::shares;
 
 /// Adds to the kernel's entropy: RNDADDENTROPY, and RNDRESEEDCRNG so that it counts at once (random(4)).
 ///
@@ -46,21 +45,7 @@ pub fn set_wall_clock(nanoseconds: u64) -> io::Result<()> {
 
 /// Brings CPUs up to `count` in all, in a process of its own: each write waits for its CPU, and nobody waits for them.
 pub async fn bring_cpus_up(count: u32, reaper: Reaper) {
-    // SAFETY: this process has one thread, so the child's copy of it is complete.
-    let pid = match unsafe { libc::fork() } {
-        0 => {
-            let up =
-                (1..count).all(|cpu| std::fs::write(format!("/sys/devices/system/cpu/cpu{cpu}/online"), "1").is_ok());
-            // SAFETY: ends the copy at once, without the agent's exit handlers.
-            unsafe { libc::_exit(i32::from(!up)) }
-        }
-        pid => pid,
-    };
-    let Ok(pid) = u32::try_from(pid) else {
-        warn!("cannot bring CPUs up: fork: {}", io::Error::last_os_error());
-        return;
-    };
-    if reaper.watch(pid).await != Ok(0) {
-        warn!("not all of {count} CPUs came up: see the guest's console");
-    }
+    let bring =
+        || (1..count).all(|cpu| std::fs::write(format!("/sys/devices/system/cpu/cpu{cpu}/online"), "1").is_ok());
+    shares::apart("bring all CPUs up", None, &reaper, bring).await;
 }

@@ -249,8 +249,8 @@ impl FileAccess for Broker {
     }
 
     fn share_of(&self, node: u64) -> Option<Shared> {
-        let terms = self.node(node).ok()?.terms;
-        Some(Shared { number: terms.number, exclusive: terms.exclusive })
+        let Node { terms, device, .. } = self.node(node).ok()?;
+        Some(Shared { number: terms.number, exclusive: terms.exclusive, device })
     }
 
     fn change(&self, node: u64, change: Change) -> io::Result<Attributes> {

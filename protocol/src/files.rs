@@ -81,6 +81,8 @@ pub struct Shared {
     pub number: u32,
     /// Nobody else changes its files.
     pub exclusive: bool,
+    /// The device number of the file's file system.
+    pub device: u64,
 }
 
 /// Who asks: owns what is made.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use husk_tests::compare::{Differences, Seen, seen};
 use husk_tests::ctr::{Runtime, ctr, must};
-use husk_tests::host::leaves_nothing;
+use husk_tests::host::{generation, leaves_nothing};
 use husk_tests::pty::Session;
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
@@ -185,6 +185,10 @@ fn a_program_sees_the_same_under_both() {
             wrong.extend(differences.unknown(name, &runc, &husk));
         }
         println!("{count} looks under {} documents", documents.len());
+        if generation() == "1.6" {
+            // Its shim for runc does not give the streams to the container's user.
+            wrong.retain(|line: &String| !line.starts_with("user namespace: fd."));
+        }
         let unused = differences.unused();
         assert!(
             wrong.is_empty(),

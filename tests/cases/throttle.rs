@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use husk_tests::ctr::{Detached, Runtime, must, wait_for_state};
 use husk_tests::host::leaves_nothing;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -89,7 +90,7 @@ fn rates_of_a_device_hold_for_the_files_that_come_from_it() {
                 rates((4000, 7), "throttleReadIOPSDevice", 1),
                 "linux.resources.blockIO.throttleReadIOPSDevice[0]: the host has no block device 4000:7",
             ),
-            (json!({ "unified": { "io.max": "254:0 rbps=fast" } }), "has no rate"),
+            (json!({ "unified": { "io.max": format!("{}:{} rbps=fast", device.0, device.1) } }), "has no rate"),
         ] {
             let error = update("slow", &resources).unwrap_err();
             assert!(error.contains(words), "{error}");
@@ -108,7 +109,9 @@ fn who_waits_for_a_rate_can_be_killed() {
         // Half an hour for the first MiB.
         let script = "dd if=/dev/zero of=/data/file bs=1M count=10";
         let container = started("stuck", root.path(), data.path(), script, &limited);
+        let begin = Instant::now();
         while data.path().join("file").metadata().map_or(0, |file| file.st_size()) < MIB {
+            assert!(begin.elapsed() < Duration::from_secs(60), "nothing is written");
             std::thread::yield_now();
         }
         let begin = Instant::now();
@@ -118,5 +121,44 @@ fn who_waits_for_a_rate_can_be_killed() {
         let log = std::fs::read_to_string("/run/husk/default/stuck/shim.log").unwrap();
         assert!(!log.contains("the guest does not end it"), "{log}");
         drop(container);
+    });
+}
+
+#[test]
+fn who_waits_holds_up_no_other() {
+    leaves_nothing(|| {
+        let (root, (data, device)) = (busybox(), on_disk());
+        let container =
+            started("beside", root.path(), data.path(), "sleep 100000", &rates(device, "throttleWriteBpsDevice", MIB));
+        let slow = container.start_exec("slow", &[], &["/bin/sh", "-c", &WRITE.replace("48", "200")]);
+        let begin = Instant::now();
+        while data.path().join("file").metadata().map_or(0, |file| file.st_size()) < 2 * MIB {
+            assert!(begin.elapsed() < Duration::from_secs(60), "nothing is written");
+            std::thread::yield_now();
+        }
+        // Ten seconds of it are left.
+        let other = time(&container, "beside-write", &WRITE.replace("/data", ""));
+        let read = time(&container, "beside-read", READ);
+        assert!(other < 5.0 && read < 5.0, "{other} {read}");
+        assert!(data.path().join("file").metadata().unwrap().st_size() < 12 * MIB, "it was not limited");
+        drop(container);
+        let _ = slow.wait();
+    });
+}
+
+#[test]
+fn what_is_mounted_below_is_told_apart() {
+    leaves_nothing(|| {
+        let (root, (data, device)) = (busybox(), on_disk());
+        let below = data.path().join("memory");
+        std::fs::create_dir(&below).unwrap();
+        mount("tmpfs", &below, "tmpfs", MountFlags::empty(), None).unwrap();
+        let container =
+            started("below", root.path(), data.path(), "sleep 100000", &rates(device, "throttleWriteBpsDevice", MIB));
+        let disk = time(&container, "disk", WRITE);
+        let memory = time(&container, "memory", &WRITE.replace("/data/file", "/data/memory/file"));
+        drop(container);
+        unmount(&below, UnmountFlags::DETACH).unwrap();
+        assert!(disk > 2.5 && memory < disk - 0.5, "{disk} {memory}");
     });
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
 
 use husk_tests::ctr::{Detached, Run, Runtime, ctr, must};
-use husk_tests::host::leaves_nothing;
+use husk_tests::host::{generation, leaves_nothing};
 use husk_tests::pty::Session;
 use husk_tests::rootfs;
 use serde_json::{Value, json};
@@ -88,7 +88,11 @@ fn a_container_has_the_same_ids_and_rights_as_with_runc() {
             output.text()
         };
         for user in [0, 34] {
-            let (husk, runc) = (with("ns-husk", Runtime::Husk, user), with("ns-runc", Runtime::Runc, user));
+            let (mut husk, runc) = (with("ns-husk", Runtime::Husk, user), with("ns-runc", Runtime::Runc, user));
+            if generation() == "1.6" {
+                // Its shim for runc does not give the streams to the container's user.
+                husk = husk.replacen("\nout\n", "\n", 1);
+            }
             assert_eq!(husk, runc);
             assert!(
                 husk.starts_with(&format!("{user}\n{user}\n")) && husk.contains("\n-500\n5000\n600000\n"),
@@ -174,6 +178,12 @@ fn an_exec_and_a_terminal_are_in_the_namespace_too() {
 
 #[test]
 fn a_snapshot_is_mapped_when_it_is_mounted() {
+    if generation() == "1.6" {
+        println!(
+            "    with containerd 1.6 runc cannot make its mount points in a snapshot that is mapped: nothing to compare"
+        );
+        return;
+    }
     let name = "docker.io/husk/mapped:1";
     let flags = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels"];
     image(name, &flags);

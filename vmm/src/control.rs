@@ -257,8 +257,16 @@ impl Server {
                 self.any_machine("remove_share")?.remove_share(&name)?;
                 Ok(Some(Reply::Done))
             }
-            Request::LimitShares(limit) => {
-                self.any_machine("limit_shares")?.limit_shares(limit)?;
+            Request::Limit(limit) => {
+                self.any_machine("limit")?.limit(limit)?;
+                Ok(Some(Reply::Done))
+            }
+            Request::LimitShare(share) => {
+                self.any_machine("limit_share")?.limit_share(share)?;
+                Ok(Some(Reply::Done))
+            }
+            Request::Unlimit { owner } => {
+                self.any_machine("unlimit")?.unlimit(&owner);
                 Ok(Some(Reply::Done))
             }
         }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use event_manager::MutEventSubscriber;
-use husk_protocol::control::{MachineConfig, Share, ShareLimit};
+use husk_protocol::control::{Limit, LimitedShare, MachineConfig, Share};
 use husk_protocol::streams::GUEST_CID;
 use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use linux_loader::cmdline::Cmdline;
@@ -277,12 +277,25 @@ impl Machine {
         Ok(self.fs.remove_share(name)?)
     }
 
-    /// Limits how fast directories of the guest are read and written.
+    /// Limits how fast files of the guest's directories are read and written.
     ///
     /// # Errors
-    /// One of them is none of its.
-    pub fn limit_shares(&self, limit: ShareLimit) -> Result<(), MachineError> {
-        Ok(self.fs.limit_shares(limit)?)
+    /// The host has no descriptor for the waiting.
+    pub fn limit(&self, limit: Limit) -> Result<(), MachineError> {
+        Ok(self.fs.limit(limit)?)
+    }
+
+    /// Puts files of a directory under a limit.
+    ///
+    /// # Errors
+    /// There is no such limit, or no such directory.
+    pub fn limit_share(&self, share: LimitedShare) -> Result<(), MachineError> {
+        Ok(self.fs.limit_share(share)?)
+    }
+
+    /// Takes all limits of an owner away.
+    pub fn unlimit(&self, owner: &str) {
+        self.fs.unlimit(owner);
     }
 }
 

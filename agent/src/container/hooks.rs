@@ -176,7 +176,7 @@ impl StartHooks {
     /// The time that those of the creation have in all; none: as long as they take.
     pub(super) fn creating(&self) -> Option<Duration> {
         let limits = self.create.hooks.iter().map(|hook| hook.timeout.or(self.told.hook_limit));
-        limits.sum()
+        limits.into_iter().try_fold(Duration::ZERO, |sum, limit| Some(sum.saturating_add(limit?)))
     }
 
     /// Runs those of the creation, in a container's init.
@@ -282,8 +282,16 @@ fn become_hook(
         .and_then(|()| rustix::stdio::dup2_stderr(output))
         .map_err(|cause| format!("cannot take its streams: {cause}"))
         .and_then(|()| identity());
-    let alone = if shared { " (the guest has this program alone: it has to be linked statically)" } else { "" };
-    let why = prepared.map_or_else(|why| why, |()| program.execute() + alone);
+    let execute = || {
+        let why = program.execute();
+        let is_missing = ["no such file or directory", "exec format error"].iter().any(|what| why.ends_with(what));
+        if shared && is_missing {
+            why + " (the guest has this program alone: it has to be linked statically)"
+        } else {
+            why
+        }
+    };
+    let why = prepared.map_or_else(|why| why, |()| execute());
     let _ = rustix::io::write(output, why.as_bytes());
     // SAFETY: ends this process at once, without the agent's exit handlers, whose copy this is.
     unsafe { libc::_exit(127) }

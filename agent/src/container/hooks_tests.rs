@@ -119,3 +119,11 @@ fn a_guest_runs_the_programs_that_it_was_given_in_the_place_of_the_hosts() {
         "{missing}"
     );
 }
+
+#[test]
+fn absurd_times_are_no_overflow() {
+    let slow = json!({ "path": "/bin/true", "timeout": i64::MAX });
+    let hooks = hooks(json!({ "createContainer": [slow, slow, slow] })).unwrap();
+    assert_eq!(hooks.creating(), Some(Duration::MAX));
+    assert_eq!(StartHooks::default().creating(), Some(Duration::ZERO));
+}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::boot::{self, POD_CGROUP, SHARES};
 use crate::container::{self, Cgroup, Container, Limits, OomWatch, Place, Sources, Told, signal_from};
 use crate::events::{Events, Exited};
 use crate::reaper::Exit;
+use crate::shares;
 use crate::stdio::{self, Outputs};
 use crate::vsock::Dial;
 
@@ -30,6 +31,8 @@ const MOST_PROCESSES: usize = 8192;
 pub(super) struct Member {
     container: Container,
     pub(super) execs: Execs,
+    /// Where its shares are.
+    shares: Vec<PathBuf>,
 }
 
 impl std::ops::Deref for Member {
@@ -111,12 +114,14 @@ impl<D: Dial> Service<D> {
         let cgroup = Cgroup::create(Path::new(POD_CGROUP), &id)
             .map_err(|cause| ServiceError::Cgroup { id: id.clone(), cause })?;
         let root = Path::new(SHARES).join(root_share);
+        let shares: Vec<PathBuf> = std::iter::once(root.clone()).chain(sources.values().cloned()).collect();
+        shares::hold(shares.clone(), &self.reaper).await;
         let hook_limit = (hook_s > 0).then(|| Duration::from_secs(hook_s.into()));
         let programs = hook_shares.iter().map(|share| Path::new(SHARES).join(share)).collect();
         let told = Told { id: id.clone(), bundle: bundle.into(), hook_limit, programs };
         match container::create(spec, &root, sources, streams, cgroup.clone(), &self.reaper, told).await {
             Ok((container, exit, outputs)) => {
-                let member = Arc::new(Member { container, execs: Execs::default() });
+                let member = Arc::new(Member { container, execs: Execs::default(), shares });
                 tokio::spawn(watch(id, Arc::clone(&member), exit, outputs, Arc::clone(&self.events)));
                 Ok(member)
             }
@@ -124,6 +129,7 @@ impl<D: Dial> Service<D> {
                 if let Err(left) = cgroup.remove().await {
                     warn!("container {id}: {left}");
                 }
+                shares::let_go(shares, &self.reaper).await;
                 Err(ServiceError::Container { id, cause })
             }
         }
@@ -150,6 +156,7 @@ impl<D: Dial> Service<D> {
         };
         let removed = member.cgroup().remove().await;
         removed.map_err(|cause| ServiceError::Cgroup { id: id.to_owned(), cause })?;
+        shares::let_go(member.shares.clone(), &self.reaper).await;
         self.table().remove(id);
         Ok(())
     }

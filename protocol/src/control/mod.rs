@@ -47,8 +47,15 @@ pub enum Request {
         /// As in [`Share::name`].
         name: String,
     },
-    /// Limits how fast shares are read and written; replaces the limit of the same name.
-    LimitShares(ShareLimit),
+    /// Limits how fast files of shares are read and written, or changes the rates of the limit of this owner and name.
+    Limit(Limit),
+    /// Puts files under a limit.
+    LimitShare(LimitedShare),
+    /// Takes all limits of an owner away.
+    Unlimit {
+        /// As in [`Limit::owner`].
+        owner: String,
+    },
 }
 
 /// The machine to build.
@@ -78,15 +85,47 @@ pub struct Share {
     pub exclusive: bool,
 }
 
-/// What some shares read and write together, at most.
+/// What files read and write together, at most.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShareLimit {
-    /// Chosen by the shim.
+pub struct Limit {
+    /// Chosen by the shim: whose it is.
+    pub owner: String,
+    /// Chosen by the shim, among the owner's.
     pub name: String,
-    /// The shares, by [`Share::name`].
-    pub shares: Vec<String>,
-    /// The rates; without any the limit is taken away.
+    /// The rates.
     pub rates: Rates,
+}
+
+/// Files of a share that a limit is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitedShare {
+    /// The limit, by [`Limit::owner`] and [`Limit::name`].
+    pub limit: (String, String),
+    /// The share, by [`Share::name`].
+    pub share: String,
+    /// Which of its files.
+    pub files: LimitedFiles,
+}
+
+/// Files of a share, by the device numbers of their file systems (`st_dev`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitedFiles {
+    /// All but those of these.
+    AllBut(Vec<u64>),
+    /// Those of these.
+    Only(Vec<u64>),
+}
+
+impl LimitedFiles {
+    /// Whether a file on `device` is one of them.
+    #[must_use]
+    pub fn has(&self, device: u64) -> bool {
+        match self {
+            Self::AllBut(devices) => !devices.contains(&device),
+            Self::Only(devices) => devices.contains(&device),
+        }
+    }
 }
 
 /// How much and how often, at most; 0: without a limit.

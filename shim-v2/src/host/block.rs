@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, major, minor, statx};
+use rustix::fs::{major, makedev, minor};
 
 /// Devices below devices: more than anybody stacks.
 const DEEPEST: usize = 8;
@@ -57,7 +58,11 @@ impl Device {
         self.in_sysfs(Path::new("/sys")).exists()
     }
 
-    /// This one, the disk that it is a part of, and what those are made of (device mapper, RAID).
+    fn with_all_below(self, found: &mut BTreeSet<Self>) {
+        self.and_below(Path::new("/sys"), 0, found);
+    }
+
+    /// This one, the disk that it is a part of, and what those are made of (device mapper, RAID, loop).
     fn and_below(self, sysfs: &Path, depth: usize, found: &mut BTreeSet<Self>) {
         if depth > DEEPEST || !found.insert(self) {
             return;
@@ -68,41 +73,97 @@ impl Device {
         let disk = directory.join("partition").exists().then(|| directory.canonicalize().ok()).flatten();
         let disk = disk.and_then(|part| number(part.parent()?));
         let slaves = std::fs::read_dir(directory.join("slaves")).into_iter().flatten().flatten();
-        let below: Vec<Self> = slaves.filter_map(|slave| number(&slave.path())).chain(disk).collect();
+        // A loop device is a file of another one's.
+        let file = std::fs::read_to_string(directory.join("loop/backing_file")).ok();
+        let file = file.and_then(|file| std::fs::metadata(file.trim_end()).ok()).map(|file| Self::of(file.dev()));
+        let below: Vec<Self> = slaves.filter_map(|slave| number(&slave.path())).chain(disk).chain(file).collect();
         for device in below {
             device.and_below(sysfs, depth + 1, found);
         }
     }
 }
 
-/// The devices that the files at `path` come from; none for those of no block device (tmpfs, NFS).
+/// A line of the table of mounts (proc_pid_mountinfo(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// The device number of the file system.
+    pub number: u64,
+    /// Where it is.
+    pub point: PathBuf,
+    kind: String,
+    source: PathBuf,
+}
+
+/// The mounts of this process's namespace.
 ///
 /// # Errors
-/// The path cannot be looked at.
-pub fn behind(path: &Path) -> io::Result<BTreeSet<Device>> {
-    let mut found = BTreeSet::new();
-    let number = std::fs::metadata(path)?.dev();
-    let device = if major(number) != 0 { Some(Device::of(number)) } else { device_of_mount(path)? };
-    if let Some(device) = device {
-        device.and_below(Path::new("/sys"), 0, &mut found);
+/// `/proc` is missing.
+pub fn mounts() -> io::Result<Vec<Mounted>> {
+    Ok(std::fs::read_to_string("/proc/self/mountinfo")?.lines().filter_map(mounted).collect())
+}
+
+fn mounted(line: &str) -> Option<Mounted> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let (mut mount, mut file_system) = (mount.split(' ').skip(2), file_system.split(' '));
+    let number: Device = mount.next()?.parse().ok()?;
+    let point = unescaped(mount.nth(1)?);
+    let (kind, source) = (file_system.next()?.to_owned(), unescaped(file_system.next()?));
+    Some(Mounted { number: makedev(number.major, number.minor), point, kind, source })
+}
+
+/// A path whose blanks are written as `\040`.
+fn unescaped(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..3).filter(|_| *first == b'\\').and_then(|code| std::str::from_utf8(code).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
     }
-    Ok(found)
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
-/// The device that is mounted at `path`, of a file system whose files do not say theirs (btrfs).
-fn device_of_mount(path: &Path) -> io::Result<Option<Device>> {
-    let mount = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let Some(source) = source_of(&table, &mount) else { return Ok(None) };
-    let found = std::fs::metadata(source).ok().filter(|found| found.file_type().is_block_device());
-    Ok(found.map(|found| Device::of(found.rdev())))
+/// The devices that files come from, by the device number of their file system and where they are; none for those of no block
+/// device (tmpfs, NFS). Asks the file system nothing: its server may be gone.
+#[must_use]
+pub fn behind(number: u64, path: &Path, mounts: &[Mounted]) -> BTreeSet<Device> {
+    let mut found = BTreeSet::new();
+    if major(number) != 0 {
+        Device::of(number).with_all_below(&mut found);
+        return found;
+    }
+    // The number is the file system's own (btrfs), or of its sub-volume: the table has what is mounted there.
+    let there = mounts.iter().filter(|mount| path.starts_with(&mount.point));
+    let Some(mount) = there.max_by_key(|mount| mount.point.as_os_str().len()) else { return found };
+    let is_device = |found: &std::fs::Metadata| found.file_type().is_block_device();
+    if let Some(source) = mount.source.metadata().ok().filter(is_device) {
+        let device = Device::of(source.rdev());
+        device.with_all_below(&mut found);
+        if mount.kind == "btrfs" {
+            beside(device, Path::new("/sys")).into_iter().for_each(|other| other.with_all_below(&mut found));
+        }
+    }
+    found
 }
 
-/// The source of a mount (proc_pid_mountinfo(5)), if it is a path.
-fn source_of<'t>(table: &'t str, mount: &str) -> Option<&'t str> {
-    let line = table.lines().find(|line| line.split(' ').next() == Some(mount))?;
-    let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
-    source.starts_with('/').then_some(source)
+/// The devices of the btrfs that this one is a part of (fs/btrfs/sysfs.c).
+fn beside(device: Device, sysfs: &Path) -> Vec<Device> {
+    let number =
+        |device: std::fs::DirEntry| std::fs::read_to_string(device.path().join("dev")).ok()?.trim().parse().ok();
+    let all = std::fs::read_dir(sysfs.join("fs/btrfs")).into_iter().flatten().flatten();
+    let members = all.map(|of| -> Vec<Device> {
+        let devices = std::fs::read_dir(of.path().join("devices")).into_iter().flatten().flatten();
+        devices.filter_map(number).collect()
+    });
+    members.into_iter().find(|devices| devices.contains(&device)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -152,13 +213,33 @@ mod tests {
     }
 
     #[test]
-    fn a_mounts_source_is_found_by_its_number() {
-        let table = "22 1 0:21 / /proc rw - proc proc rw\n\
-                     36 35 0:40 /sub /mnt rw,noatime master:1 - btrfs /dev/vdb rw,subvol=/sub\n";
-        assert_eq!(source_of(table, "36"), Some("/dev/vdb"));
-        assert_eq!(source_of(table, "22"), None);
-        assert_eq!(source_of(table, "3"), None);
-        assert!(behind(Path::new("/proc/self")).unwrap().is_empty());
-        assert!(behind(Path::new("/no/such")).is_err());
+    fn the_table_of_mounts_is_read() {
+        let line = "36 35 0:40 /sub /mnt/a\\040b rw,noatime master:1 - btrfs /dev/vdb rw,subvol=/sub";
+        let mount = mounted(line).unwrap();
+        assert_eq!(
+            (mount.number, mount.point.to_str(), mount.kind.as_str()),
+            (makedev(0, 40), Some("/mnt/a b"), "btrfs")
+        );
+        assert_eq!(mount.source, Path::new("/dev/vdb"));
+        assert_eq!(unescaped("\\134x\\"), Path::new("\\x\\"));
+        let all = mounts().unwrap();
+        assert!(all.iter().any(|mount| mount.point == Path::new("/")), "{all:?}");
+        assert!(behind(makedev(0, 5), Path::new("/proc/self"), &all).is_empty());
+        let (other, one) = (makedev(7, 200), Device { major: 7, minor: 200 });
+        assert!(behind(other, Path::new("/anywhere"), &[]).contains(&one));
+    }
+
+    #[test]
+    fn a_file_system_of_several_devices_has_all() {
+        let sysfs = tempfile::tempdir().unwrap();
+        for (of, name, number) in [("one", "vda", "254:0"), ("two", "vdb", "254:16"), ("two", "vdc", "254:32")] {
+            let device = sysfs.path().join("fs/btrfs").join(of).join("devices").join(name);
+            std::fs::create_dir_all(&device).unwrap();
+            std::fs::write(device.join("dev"), format!("{number}\n")).unwrap();
+        }
+        let mut found = beside(device("254:16"), sysfs.path());
+        found.sort();
+        assert_eq!(found, [device("254:16"), device("254:32")]);
+        assert!(beside(device("8:0"), sysfs.path()).is_empty());
     }
 }

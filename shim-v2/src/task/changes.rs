@@ -19,7 +19,8 @@ use super::container::{Container, Exec, told_pid};
 use super::error::{Result, TaskError};
 use super::life::Life;
 use super::process::Phase;
-use super::{stats, throttle};
+use super::stats;
+use super::throttle;
 use crate::vm::AgentError;
 
 /// Processes in one answer, at most: the guest says them.
@@ -84,8 +85,12 @@ impl Life {
         let sandbox = self.sandbox(id)?;
         sandbox.agent.update(id, document).await?;
         if throttles != before {
+            container.set_throttles(throttles.clone());
             throttle::apply(&sandbox.machine, id, &container.shares, &throttles).await?;
-            container.set_throttles(throttles);
+            // Meanwhile: who is killed waits for no rate.
+            if container.was_killed() {
+                self.lift_throttles(&container).await;
+            }
         }
         Ok(())
     }

@@ -58,6 +58,8 @@ pub struct Container {
     pub updating: AsyncMutex<()>,
     /// The limits of the host's devices that its files have.
     throttles: Mutex<Throttles>,
+    /// SIGKILL was sent to it.
+    killed: AtomicBool,
     /// Its processes are stopped where they are.
     paused: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
@@ -101,6 +103,7 @@ impl Container {
             freezer: AsyncMutex::new(()),
             updating: AsyncMutex::new(()),
             throttles: Mutex::new(throttles),
+            killed: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             execs: Mutex::default(),
             last: OnceLock::new(),
@@ -146,6 +149,16 @@ impl Container {
     /// It has these from now on.
     pub fn set_throttles(&self, throttles: Throttles) {
         *self.throttles.lock().unwrap_or_else(PoisonError::into_inner) = throttles;
+    }
+
+    /// It is to end at once.
+    pub fn is_killed(&self) {
+        self.killed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was to end at once.
+    pub fn was_killed(&self) -> bool {
+        self.killed.load(Ordering::Relaxed)
     }
 
     /// Whether its processes are stopped where they are.

@@ -22,7 +22,7 @@ use super::error::TaskError;
 use super::pod::{Pod, Sandbox};
 use super::process::Process;
 use super::stdio::{Names, Owner, Stdio};
-use super::throttle::{self, Source, Throttles};
+use super::throttle::{self, Files, Source, Throttles};
 use crate::bootstrap::are_runcs;
 use crate::config::{Config, limits};
 use crate::host::hooks::Hooks;
@@ -98,7 +98,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     let made = async {
         // Before the guest looks at the root, and keeps what it has seen: a hook may change it.
         hooks.create(stub.pid()).await?;
-        let root_files = if throttles.is_empty() { Vec::new() } else { rootfs::files(&request.rootfs, &spec, &bundle) };
+        let root_files = rootfs::files(&request.rootfs, &spec, &bundle);
         let (volumes, hook_shares) = opened.share(sandbox, id, root_files, &mut shares).await?;
         throttle::apply(&sandbox.machine, id, &shares, &throttles).await?;
         let request = CreateContainerRequest {
@@ -164,26 +164,28 @@ impl Opened {
         root_files: Vec<PathBuf>,
         shares: &mut Vec<Source>,
     ) -> Result<(Vec<agent::Volume>, Vec<String>), TaskError> {
-        let mut add = async |share: Share, paths, opened| {
+        let mut add = async |share: Share, files, opened| {
             let name = share.name.clone();
             sandbox.machine.add_share(share, opened).await?;
-            shares.push(Source { share: name, paths });
+            shares.push(Source { share: name, files });
             Ok::<_, TaskError>(())
         };
-        add(Share { name: root_share(id), read_only: false, exclusive: true }, root_files, &self.root).await?;
+        add(Share { name: root_share(id), read_only: false, exclusive: true }, Files::Layers(root_files), &self.root)
+            .await?;
         let mut told = Vec::with_capacity(self.volumes.len());
-        for Volume { mount, path, source, read_only } in &self.volumes {
+        for Volume { mount, path, device, recursive, source, read_only } in &self.volumes {
             // The host's files are the host's: others change them too.
             let share = Share { name: format!("mount-{mount}-{id}"), read_only: *read_only, exclusive: false };
             let mount = u32::try_from(*mount).unwrap_or(u32::MAX);
             told.push(agent::Volume { mount, share: share.name.clone(), ..agent::Volume::default() });
-            add(share, vec![path.clone()], source).await?;
+            let files = Files::At { device: *device, path: path.clone(), recursive: *recursive };
+            add(share, files, source).await?;
         }
         let mut programs = Vec::with_capacity(self.programs.len());
         for (index, program) in self.programs.iter().enumerate() {
             let share = Share { name: format!("hook-{index}-{id}"), read_only: true, exclusive: false };
             programs.push(share.name.clone());
-            add(share, Vec::new(), program).await?;
+            add(share, Files::Nothing, program).await?;
         }
         Ok((told, programs))
     }

@@ -192,13 +192,10 @@ impl TaskError {
             Self::Config(_) => (Code::INVALID_ARGUMENT, Some(Stage::Configuration)),
             Self::Rootfs(_) => (Code::INVALID_ARGUMENT, Some(Stage::Rootfs)),
             Self::Volume(_) => (Code::INVALID_ARGUMENT, Some(Stage::Mounts)),
-            Self::Throttle(ThrottleError::Invalid { .. }) => (Code::INVALID_ARGUMENT, Some(Stage::Container)),
-            Self::Throttle(ThrottleError::Files { .. }) => (Code::UNKNOWN, Some(Stage::Host)),
+            Self::Throttle(_) => (Code::INVALID_ARGUMENT, Some(Stage::Container)),
             Self::Size(_) => (Code::INVALID_ARGUMENT, Some(Stage::Machine)),
             Self::Pod(_) | Self::Cgroup(_) | Self::Host { .. } => (Code::UNKNOWN, Some(Stage::Host)),
-            Self::Control(_) | Self::Ended(_) | Self::Throttle(ThrottleError::Control(_)) => {
-                (Code::UNKNOWN, Some(Stage::Machine))
-            }
+            Self::Control(_) | Self::Ended(_) => (Code::UNKNOWN, Some(Stage::Machine)),
             Self::Boot(cause) => (Code::UNKNOWN, Some(if cause.is_of_guest() { Stage::Boot } else { Stage::Machine })),
             // The guest's word, so the list is short: another code makes containerd do something. (Unimplemented from
             // Create, for one, makes it try an older interface.)

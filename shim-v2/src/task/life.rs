@@ -16,7 +16,6 @@ use super::error::{Result, TaskError};
 use super::exits::Told;
 use super::pod::{Pod, Sandbox};
 use super::process::{Exit, Phase};
-use super::throttle;
 use crate::config::limits;
 use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
@@ -196,9 +195,6 @@ impl Life {
         all: bool,
     ) -> Result<()> {
         let exec_id = exec.as_ref().map_or("", |exec| exec.id.as_str());
-        if signal == SIGKILL && exec.is_none() {
-            self.lift_throttles(&container).await;
-        }
         let signalled = self.signal(&container.id, exec_id, signal, all).await;
         // Whatever the guest answers: it is the guest that is being killed.
         if signal == SIGKILL {
@@ -209,10 +205,10 @@ impl Life {
     }
 
     /// Lifts the limits of a container's files: who is in the middle of a transfer ends when that does.
-    async fn lift_throttles(&self, container: &Container) {
-        let (id, throttles) = (container.id.as_str(), container.throttles());
-        if let Some(sandbox) = self.pod.sandbox().filter(|_| !throttles.is_empty())
-            && let Err(cause) = throttle::lift(&sandbox.machine, id, &throttles).await
+    pub(super) async fn lift_throttles(&self, container: &Container) {
+        let id = container.id.as_str();
+        if let Some(sandbox) = self.pod.sandbox().filter(|_| !container.throttles().is_empty())
+            && let Err(cause) = sandbox.machine.unlimit(id).await
         {
             warn!(container = id, stage = "kill"; "its files are still limited: {cause}");
         }
@@ -220,7 +216,13 @@ impl Life {
 
     pub(super) async fn signal(&self, id: &str, exec_id: &str, signal: u32, all: bool) -> Result<()> {
         let sandbox = self.sandbox(id)?;
-        match sandbox.agent.signal(id, exec_id, signal, all).await {
+        let lift = async {
+            if let Some(container) = self.container(id).ok().filter(|_| signal == SIGKILL && exec_id.is_empty()) {
+                container.is_killed();
+                self.lift_throttles(&container).await;
+            }
+        };
+        match tokio::join!(sandbox.agent.signal(id, exec_id, signal, all), lift).0 {
             // A guest that does not answer cannot keep its containers alive: it does nothing for any of them.
             Err(cause @ (AgentError::Timeout { .. } | AgentError::Lost { .. }))
                 if signal == SIGKILL && exec_id.is_empty() =>
@@ -284,6 +286,8 @@ impl Life {
         if last {
             self.pod.end().await;
         } else if let Some(sandbox) = self.pod.sandbox() {
+            // What waits for them would be under way still.
+            self.lift_throttles(&container).await;
             if let Err(cause) = sandbox.agent.remove_container(id).await {
                 warn!(container = id, stage = "delete"; "{cause}");
             }

@@ -1,14 +1,15 @@
 //! Limits of a document that name a block device of the host (`linux.resources.blockIO.throttle*Device`, `io.max` of
 //! `unified`). A guest has none of the host's devices: the VMM limits the files that come from them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use husk_protocol::control::{Rates, ShareLimit};
-use log::info;
+use husk_protocol::control::{Limit, LimitedFiles, LimitedShare, Rates};
+use log::{info, warn};
 use oci_spec::runtime::{LinuxResources, LinuxThrottleDevice};
 
-use crate::host::block::{self, Device};
+use crate::host::block::{self, Device, Mounted};
 use crate::vm::{ControlError, Machine};
 
 /// Rates by device.
@@ -25,26 +26,62 @@ pub enum ThrottleError {
         /// What is wrong.
         why: String,
     },
-    /// Where files come from.
-    #[error("cannot see which device {} comes from: {cause}", path.display())]
-    Files {
-        /// The files.
-        path: PathBuf,
-        /// The kernel's answer.
-        cause: std::io::Error,
-    },
-    /// The VMM.
-    #[error(transparent)]
-    Control(#[from] ControlError),
 }
 
-/// A share of a container, and where its files come from.
+/// A share of a container, and which of the host's files it has.
 #[derive(Debug, Clone)]
 pub struct Source {
     /// The share's name.
     pub share: String,
-    /// Directories and files of the host.
-    pub paths: Vec<PathBuf>,
+    /// The files.
+    pub files: Files,
+}
+
+/// Files of the host's in a share.
+#[derive(Debug, Clone)]
+pub enum Files {
+    /// Those of these directories, as one.
+    Layers(Vec<PathBuf>),
+    /// Those in one place.
+    At {
+        /// The device number of the file system.
+        device: u64,
+        /// The place.
+        path: PathBuf,
+        /// With what is mounted below.
+        recursive: bool,
+    },
+    /// Those that are nobody's to limit.
+    Nothing,
+}
+
+impl Files {
+    /// Which of them come from a device; none: none of them.
+    fn of(&self, device: Device, mounts: &[Mounted]) -> Option<LimitedFiles> {
+        match self {
+            Self::Nothing => None,
+            Self::Layers(layers) => {
+                let number = |layer: &PathBuf| Some((std::fs::metadata(layer).ok()?.dev(), layer.clone()));
+                let mut layers = layers.iter().filter_map(number);
+                // An overlay has numbers of its own.
+                let is_one = layers.any(|(number, layer)| block::behind(number, &layer, mounts).contains(&device));
+                is_one.then(|| LimitedFiles::AllBut(Vec::new()))
+            }
+            Self::At { device: number, path, recursive } => {
+                let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+                let below =
+                    mounts.iter().filter(|mount| *recursive && mount.point != path && mount.point.starts_with(&path));
+                let (from, others): (Vec<_>, Vec<_>) = below
+                    .map(|mount| (mount.number, block::behind(mount.number, &mount.point, mounts).contains(&device)))
+                    .partition(|(_, comes)| *comes);
+                let numbers = |of: Vec<(u64, bool)>| of.into_iter().map(|(number, _)| number).collect::<Vec<_>>();
+                if block::behind(*number, &path, mounts).contains(&device) {
+                    return Some(LimitedFiles::AllBut(numbers(others)));
+                }
+                (!from.is_empty()).then(|| LimitedFiles::Only(numbers(from)))
+            }
+        }
+    }
 }
 
 /// What the document limits, by device, added to what was limited before. A rate of zero is none.
@@ -110,47 +147,31 @@ fn known(number: &str, field: impl Fn() -> String) -> Result<Device, ThrottleErr
     Err(ThrottleError::Invalid { field: field(), why })
 }
 
-/// Limits a container's files. Those of its shares that come from a device have its rates together.
+/// Limits a container's files: those that come from a device have its rates together.
 ///
 /// # Errors
-/// The host, or the VMM.
-pub async fn apply(
-    machine: &Machine,
-    id: &str,
-    sources: &[Source],
-    throttles: &Throttles,
-) -> Result<(), ThrottleError> {
+/// The VMM's.
+pub async fn apply(machine: &Machine, id: &str, sources: &[Source], throttles: &Throttles) -> Result<(), ControlError> {
     if throttles.is_empty() {
         return Ok(());
     }
-    let mut shares: BTreeMap<Device, BTreeSet<&str>> = BTreeMap::new();
-    for source in sources {
-        for path in &source.paths {
-            let devices = block::behind(path).map_err(|cause| ThrottleError::Files { path: path.clone(), cause })?;
-            for device in devices {
-                shares.entry(device).or_default().insert(&source.share);
-            }
-        }
-    }
+    let mounts = block::mounts().unwrap_or_else(|cause| {
+        warn!(container = id, stage = "host"; "what is mounted where is not known: {cause}");
+        Vec::new()
+    });
     for (device, rates) in throttles {
-        match shares.get(device) {
-            Some(shares) => {
-                let shares = shares.iter().map(|share| (*share).to_owned()).collect();
-                machine.limit_shares(ShareLimit { name: format!("{id} {device}"), shares, rates: *rates }).await?;
-            }
-            None => {
-                info!(container = id, stage = "host"; "none of its files come from the block device {device}, whose limits are kept that way")
-            }
+        let limited = sources.iter().filter_map(|source| Some((source, source.files.of(*device, &mounts)?)));
+        let limited: Vec<_> = limited.collect();
+        if limited.is_empty() {
+            info!(container = id, stage = "host"; "none of its files come from the block device {device}, whose limits are kept that way");
+            continue;
         }
-    }
-    Ok(())
-}
-
-/// Lifts all limits: who is killed does not wait for them.
-pub async fn lift(machine: &Machine, id: &str, throttles: &Throttles) -> Result<(), ControlError> {
-    for device in throttles.keys() {
-        let limit = ShareLimit { name: format!("{id} {device}"), shares: Vec::new(), rates: Rates::default() };
-        machine.limit_shares(limit).await?;
+        let name = device.to_string();
+        machine.limit(Limit { owner: id.to_owned(), name: name.clone(), rates: *rates }).await?;
+        for (source, files) in limited {
+            let (limit, share) = ((id.to_owned(), name.clone()), source.share.clone());
+            machine.limit_share(LimitedShare { limit, share, files }).await?;
+        }
     }
     Ok(())
 }

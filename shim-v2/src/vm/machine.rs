@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use husk_protocol::agent::HealthResponse;
 use husk_protocol::control::{
-    MachineConfig, MachineState, Metrics, Reply, Request, Share, ShareLimit, Socket, SocketError,
+    Limit, LimitedShare, MachineConfig, MachineState, Metrics, Reply, Request, Share, Socket, SocketError,
 };
 use husk_protocol::streams::{RPC_PORT, STREAM_PORT};
 use log::{info, warn};
@@ -326,12 +326,29 @@ impl Machine {
         }
     }
 
-    /// Limits how fast shares are read and written.
+    /// Sets the rates of a limit.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn limit_shares(&self, limit: ShareLimit) -> Result<(), ControlError> {
-        self.control.ask("limit its files", Request::LimitShares(limit), &[]).await.map(drop)
+    pub async fn limit(&self, limit: Limit) -> Result<(), ControlError> {
+        self.control.ask("limit its files", Request::Limit(limit), &[]).await.map(drop)
+    }
+
+    /// Puts files of a share under a limit.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn limit_share(&self, share: LimitedShare) -> Result<(), ControlError> {
+        self.control.ask("limit its files", Request::LimitShare(share), &[]).await.map(drop)
+    }
+
+    /// Takes all limits of an owner away.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn unlimit(&self, owner: &str) -> Result<(), ControlError> {
+        let request = Request::Unlimit { owner: owner.to_owned() };
+        self.control.ask("lift the limits of its files", request, &[]).await.map(drop)
     }
 
     /// The VMM's counters.

@@ -31,6 +31,7 @@ pub(super) fn open(number: usize, mount: &Mount, bundle: &Path) -> Result<Volume
     if let Some(why) = unsuitable(&source).map_err(failed("look at"))? {
         return Err(kind(why));
     }
+    let device = fstat(&source).map_err(io::Error::from).map_err(failed("look at"))?.st_dev;
     // On the host's side too: what the guest's kernel thinks of it decides nothing.
     let all_read_only = has(mount, "rro");
     let read_only = all_read_only || has(mount, "ro") && !has(mount, "rw");
@@ -41,15 +42,22 @@ pub(super) fn open(number: usize, mount: &Mount, bundle: &Path) -> Result<Volume
         ids.apply(&source, has(mount, "ridmap")).map_err(failed("map the ids of"))?;
     }
     restrict(&source, recursive).map_err(failed("restrict"))?;
-    Ok(Volume { mount: number, path, source, read_only: all_read_only || read_only && !recursive })
+    Ok(Volume { mount: number, path, device, recursive, source, read_only: all_read_only || read_only && !recursive })
 }
 
 /// Opens the program at `path`, for nobody to write; what could not be done, and the kernel's answer.
 pub(super) fn program(path: &Path) -> Result<OwnedFd, (&'static str, io::Error)> {
+    let refused = |why: &str| ("share", io::Error::other(format!("it{why}")));
+    if !path.is_absolute() {
+        return Err(refused("s path is not absolute"));
+    }
     let program = detach(path, false).map_err(|cause| ("open", cause))?;
+    if let Some(why) = unsuitable(&program).map_err(|cause| ("look at", cause))? {
+        return Err(refused(&format!(" {why}")));
+    }
     let stat = fstat(&program).map_err(|cause| ("look at", cause.into()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(("share", io::Error::other("it is no regular file")));
+        return Err(refused(" is no regular file"));
     }
     set_attributes(&program, libc::MOUNT_ATTR_RDONLY, None, false).map_err(|cause| ("make read-only", cause))?;
     restrict(&program, false).map_err(|cause| ("restrict", cause))?;

@@ -18,6 +18,10 @@ pub struct Volume {
     pub mount: usize,
     /// Where the directory or file is.
     pub path: PathBuf,
+    /// The device number of its file system.
+    pub device: u64,
+    /// With what is mounted below it.
+    pub recursive: bool,
     /// The directory or file, as a detached mount.
     pub source: OwnedFd,
     /// Nothing in it can be written, on the host's side already.
@@ -30,6 +34,9 @@ pub enum VolumeError {
     /// Too many.
     #[error("mounts: {0} bind mounts, and husk shares {MOST} with a container at most")]
     Many(usize),
+    /// Too many.
+    #[error("hooks.createContainer: {0} hooks, and husk shares the programs of {MOST} with a container at most")]
+    ManyHooks(usize),
     /// A step on the source.
     #[error("mounts[{mount}], at {}: cannot {what} its source {}: {cause}", destination.display(), path.display())]
     Io {
@@ -99,6 +106,9 @@ pub fn open(spec: &Spec, bundle: &Path) -> Result<Vec<Volume>, VolumeError> {
 /// One cannot be opened, or is no file.
 pub fn programs(spec: &Spec) -> Result<Vec<OwnedFd>, VolumeError> {
     let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_deref()).unwrap_or_default();
+    if hooks.len() > MOST {
+        return Err(VolumeError::ManyHooks(hooks.len()));
+    }
     let open = |(hook, path): (usize, &PathBuf)| {
         host::program(path).map_err(|(what, cause)| VolumeError::Program { hook, what, path: path.clone(), cause })
     };
@@ -154,6 +164,10 @@ mod tests {
         assert!(missing.starts_with("hooks.createContainer[0]: cannot open its program /no/such:"), "{missing}");
         let directory = opened("/usr").unwrap_err();
         assert!(directory.contains("cannot share its program /usr: it is no regular file"), "{directory}");
+        let kernel = opened("/proc/self/status").unwrap_err();
+        assert!(kernel.contains("cannot share its program /proc/self/status: it shows the host's kernel"), "{kernel}");
+        let relative = opened("sh").unwrap_err();
+        assert!(relative.contains("cannot share its program sh: its path is not absolute"), "{relative}");
     }
 
     #[test]

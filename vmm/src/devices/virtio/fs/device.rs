@@ -1,17 +1,11 @@
 //! The device in its event loop.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events};
 use fuse_backend_rs::api::server::Server;
 use husk_protocol::files::FileAccess;
 use log::error;
-
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 
 use super::super::device::{ActivateError, Activation, COMMON_FEATURES, Device, Identity};
 use super::super::queue::QueueError;
@@ -31,7 +25,9 @@ const TAG_SIZE: usize = 36;
 const REQUEST_QUEUES: u32 = 1;
 /// High priority, requests. Linux's largest request is one descriptor per page and four more, whatever indirect tables
 /// would allow (`virtio_fs.c`, `FUSE_HEADER_OVERHEAD`): 512 lets through the MiB that the server takes.
-const QUEUE_SIZES: &[u16] = &[64, 512];
+const QUEUE_SIZES: &[u16] = &[64, REQUESTS_SIZE];
+/// Largest size of the queue for requests.
+pub(super) const REQUESTS_SIZE: u16 = 512;
 
 /// The queue for requests.
 const REQUESTS: u16 = 1;
@@ -42,8 +38,8 @@ pub struct Fs<A: FileAccess> {
     files: Files<A>,
     /// Present while the device is active, by queue.
     workers: Vec<Worker<A>>,
-    /// For requests that wait for limits; made when the first one does.
-    timer: Option<OwnedFd>,
+    /// The timer of the limits is in the event loop.
+    watched: bool,
 }
 
 impl<A: FileAccess> Fs<A> {
@@ -51,7 +47,7 @@ impl<A: FileAccess> Fs<A> {
     #[must_use]
     pub fn new(access: Arc<A>) -> Self {
         let files = Files::new(access);
-        Self { server: Arc::new(Server::new(files.clone())), files, workers: Vec::new(), timer: None }
+        Self { server: Arc::new(Server::new(files.clone())), files, workers: Vec::new(), watched: false }
     }
 
     /// A device that goes on from `state`.
@@ -66,31 +62,22 @@ impl<A: FileAccess> Fs<A> {
     }
 
     /// Sets the timer for the first request that waits.
-    fn schedule(&mut self, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+    fn schedule(&self) -> Result<(), QueueError> {
         let Some(next) = self.workers.iter().filter_map(Worker::next).min() else { return Ok(()) };
-        // Zero would stop it.
-        let wait = next.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        self.set_timer(wait, ops).map_err(|cause| {
+        self.files.limits().ring_at(next).map_err(|cause| {
             error!("fs: cannot wait for a limit: {cause}");
             QueueError::Request { index: REQUESTS, cause: "the host cannot wait for the limits of its share" }
         })
     }
 
-    fn set_timer(&mut self, wait: Duration, ops: &mut EventOps<'_>) -> std::io::Result<()> {
-        let timer = match self.timer.take() {
-            Some(timer) => timer,
-            None => {
-                let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-                let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-                ops.add(Events::with_data(&timer, DEVICE_EVENTS, EventSet::IN)).map_err(std::io::Error::other)?;
-                timer
+    /// Watches the timer, once there is one.
+    fn watch_timer(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(timer) = self.files.limits().timer().filter(|_| !self.watched) {
+            match ops.add(Events::with_data(timer, DEVICE_EVENTS, EventSet::IN)) {
+                Ok(()) => self.watched = true,
+                Err(cause) => error!("fs: requests that wait for a limit wait for the next request: {cause}"),
             }
-        };
-        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let it_value = Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() };
-        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: never, it_value })?;
-        self.timer = Some(timer);
-        Ok(())
+        }
     }
 
     /// What is saved; nothing can be once the guest has mounted the file system.
@@ -128,22 +115,23 @@ impl<A: FileAccess> Device for Fs<A> {
     }
 
     fn reset(&mut self, ops: &mut EventOps<'_>) {
-        if let Some(timer) = self.timer.take()
-            && let Err(cause) = ops.remove(Events::empty(&timer))
-        {
-            error!("fs: cannot stop watching the timer: {cause}");
+        if let Some(timer) = self.files.limits().timer().filter(|_| self.watched) {
+            self.watched = false;
+            if let Err(cause) = ops.remove(Events::empty(timer)) {
+                error!("fs: cannot stop watching the timer: {cause}");
+            }
         }
         self.workers.clear();
         self.files.close_all();
     }
 
-    fn queue_event(&mut self, index: u16, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+    fn queue_event(&mut self, index: u16, _ops: &mut EventOps<'_>) -> Result<(), QueueError> {
         self.workers.iter_mut().find(|worker| worker.index() == index).map_or(Ok(()), Worker::run)?;
-        self.schedule(ops)
+        self.schedule()
     }
 
     fn event(&mut self, _events: Events, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
-        if let Some(timer) = &self.timer {
+        if let Some(timer) = self.files.limits().timer() {
             // How often it has rung does not matter; that it has not, since it was set again, neither.
             let _ = rustix::io::read(timer, &mut [0; 8]);
         }
@@ -151,8 +139,9 @@ impl<A: FileAccess> Device for Fs<A> {
     }
 
     fn woken(&mut self, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+        self.watch_timer(ops);
         self.workers.iter_mut().try_for_each(Worker::go_on)?;
-        self.schedule(ops)
+        self.schedule()
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use event_manager::{EventManager, SubscriberOps};
 use husk_broker::{Broker, ShareError};
-use husk_protocol::control::{Share, ShareLimit};
+use husk_protocol::control::{Limit, LimitedShare, Share};
 use log::error;
 
 use super::super::device::Identity;
@@ -23,6 +23,14 @@ pub enum FsError {
     /// A share cannot be added or removed.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// Files are to be put under a limit that there is not.
+    #[error("{owner} has no limit {name:?}")]
+    NoLimit {
+        /// Whose.
+        owner: String,
+        /// Which.
+        name: String,
+    },
     /// No descriptors, no thread.
     #[error("cannot start the file device: {0}")]
     Start(#[from] io::Error),
@@ -87,15 +95,34 @@ impl FsHandle {
         Ok(())
     }
 
-    /// Limits how fast directories are read and written; those that wait are looked at again.
+    /// Sets a limit's rates; requests that wait are looked at again.
     ///
     /// # Errors
-    /// One of the directories is none of its.
-    pub fn limit_shares(&self, limit: ShareLimit) -> Result<(), FsError> {
-        let numbers = limit.shares.iter().map(|name| self.broker.share_number(name)).collect::<Result<_, _>>()?;
-        self.limits.set(limit.name, numbers, limit.rates, Instant::now());
+    /// The host has no descriptor for the waiting.
+    pub fn limit(&self, limit: Limit) -> Result<(), FsError> {
+        self.limits.make_timer()?;
+        self.limits.set(limit, Instant::now());
         self.mailbox.wake();
         Ok(())
+    }
+
+    /// Puts files of a directory under a limit.
+    ///
+    /// # Errors
+    /// There is no such limit, or no such directory.
+    pub fn limit_share(&self, limited: LimitedShare) -> Result<(), FsError> {
+        let share = self.broker.share_number(&limited.share)?;
+        if !self.limits.add(&limited.limit, share, limited.files) {
+            let (owner, name) = limited.limit;
+            return Err(FsError::NoLimit { owner, name });
+        }
+        Ok(())
+    }
+
+    /// Takes all limits of an owner away; requests that wait for them go on.
+    pub fn unlimit(&self, owner: &str) {
+        self.limits.remove(owner);
+        self.mailbox.wake();
     }
 }
 

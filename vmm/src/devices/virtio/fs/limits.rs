@@ -1,11 +1,17 @@
 //! Limits of how fast shares are read and written: what `io.max` of a cgroup is for a device of the host, in the place where a
 //! guest's requests for files pass (cgroup-v2.rst, "IO Interface Files").
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use husk_protocol::control::Rates;
+use husk_protocol::control::{self, LimitedFiles};
+use husk_protocol::files::Shared;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 /// What may come at once after a pause, as time: a tenth of what a second lets through, as blk-throttle has it
 /// (`DFL_THROTL_SLICE_HD`).
@@ -24,13 +30,16 @@ pub(super) struct Limits {
     /// Whether there are any: most guests have none.
     any: AtomicBool,
     limits: Mutex<Vec<Limit>>,
+    /// Rings when a request that waits may go on. Made with the first limit: where there is none, nothing waits.
+    timer: OnceLock<OwnedFd>,
 }
 
-/// What some shares read and write together.
+/// What some files read and write together.
 #[derive(Debug)]
 struct Limit {
+    owner: String,
     name: String,
-    shares: Vec<u32>,
+    files: Vec<(u32, LimitedFiles)>,
     bytes: [Pace; 2],
     requests: [Pace; 2],
 }
@@ -73,38 +82,99 @@ impl Limit {
     fn paces(&self, way: Way) -> [&Pace; 2] {
         [&self.bytes[way as usize], &self.requests[way as usize]]
     }
+
+    fn is_for(&self, file: Shared) -> bool {
+        self.files.iter().any(|(share, files)| *share == file.number && files.has(file.device))
+    }
 }
 
 impl Limits {
-    /// Sets a limit, or takes it away if there are no rates.
-    pub(super) fn set(&self, name: String, shares: Vec<u32>, rates: Rates, now: Instant) {
-        let mut limits = self.limits();
-        let old = limits.iter().position(|limit| limit.name == name).map(|at| limits.remove(at));
-        if rates != Rates::default() {
-            let none = [Pace { per_second: 0, over: now }; 2];
-            let (mut bytes, mut requests) = old.map_or((none, none), |old| (old.bytes, old.requests));
-            bytes[Way::Read as usize].change(rates.read_bytes, now);
-            bytes[Way::Write as usize].change(rates.written_bytes, now);
-            requests[Way::Read as usize].change(rates.reads, now);
-            requests[Way::Write as usize].change(rates.writes, now);
-            limits.push(Limit { name, shares, bytes, requests });
+    /// Makes the timer, if there is none.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub(super) fn make_timer(&self) -> io::Result<()> {
+        if self.timer.get().is_none() {
+            let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+            let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+            // Two at once: the first one stays.
+            let _ = self.timer.set(timer);
         }
-        self.any.store(!limits.is_empty(), Ordering::Release);
+        Ok(())
     }
 
-    /// Forgets a share; true: it had limits.
-    pub(super) fn remove_share(&self, share: u32) -> bool {
-        if !self.any() {
-            return false;
-        }
+    /// The timer, if there is one.
+    pub(super) fn timer(&self) -> Option<&OwnedFd> {
+        self.timer.get()
+    }
+
+    /// Lets the timer ring.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub(super) fn ring_at(&self, at: Instant) -> io::Result<()> {
+        let Some(timer) = self.timer() else { return Ok(()) };
+        // Zero would stop it.
+        let wait = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
+        let it_value = Timespec { tv_sec: seconds, tv_nsec: wait.subsec_nanos().into() };
+        timerfd_settime(timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: never, it_value })?;
+        Ok(())
+    }
+
+    /// Sets the rates of a limit; it is for no files at first.
+    pub(super) fn set(&self, limit: control::Limit, now: Instant) {
+        let control::Limit { owner, name, rates } = limit;
         let mut limits = self.limits();
-        let had = limits.iter().any(|limit| limit.shares.contains(&share));
-        for limit in limits.iter_mut() {
-            limit.shares.retain(|other| *other != share);
+        let found = limits.iter().position(|limit| limit.owner == owner && limit.name == name);
+        let at = found.unwrap_or_else(|| {
+            let none = [Pace { per_second: 0, over: now }; 2];
+            limits.push(Limit { owner, name, files: Vec::new(), bytes: none, requests: none });
+            limits.len() - 1
+        });
+        if let Some(limit) = limits.get_mut(at) {
+            limit.bytes[Way::Read as usize].change(rates.read_bytes, now);
+            limit.bytes[Way::Write as usize].change(rates.written_bytes, now);
+            limit.requests[Way::Read as usize].change(rates.reads, now);
+            limit.requests[Way::Write as usize].change(rates.writes, now);
         }
-        limits.retain(|limit| !limit.shares.is_empty());
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// Puts files under a limit, in the place of what was said of this share before; false: there is no such limit.
+    pub(super) fn add(&self, limit: &(String, String), share: u32, files: LimitedFiles) -> bool {
+        let mut limits = self.limits();
+        let found = limits.iter_mut().find(|other| other.owner == limit.0 && other.name == limit.1);
+        found.is_some_and(|limit| {
+            limit.files.retain(|(other, _)| *other != share);
+            limit.files.push((share, files));
+            true
+        })
+    }
+
+    /// Takes an owner's limits away.
+    pub(super) fn remove(&self, owner: &str) {
+        self.retain(|limit| limit.owner != owner);
+    }
+
+    /// Forgets a share; true: there are limits.
+    pub(super) fn remove_share(&self, share: u32) -> bool {
+        let any = self.any();
+        if any {
+            self.retain(|limit| {
+                let had = !limit.files.is_empty();
+                limit.files.retain(|(other, _)| *other != share);
+                !had || !limit.files.is_empty()
+            });
+        }
+        any
+    }
+
+    fn retain(&self, keep: impl FnMut(&mut Limit) -> bool) {
+        let mut limits = self.limits();
+        limits.retain_mut(keep);
         self.any.store(!limits.is_empty(), Ordering::Release);
-        had
     }
 
     /// Whether there is any limit.
@@ -112,24 +182,24 @@ impl Limits {
         self.any.load(Ordering::Acquire)
     }
 
-    /// When a request for a file of this share may go on; none: at any time.
-    pub(super) fn ready_at(&self, share: u32, way: Way) -> Option<Instant> {
+    /// When a request for this file may go on; none: at any time.
+    pub(super) fn ready_at(&self, file: Shared, way: Way) -> Option<Instant> {
         if !self.any() {
             return None;
         }
-        ready_at(&self.limits(), share, way)
+        ready_at(&self.limits(), file, way)
     }
 
     /// Takes the time of a request; false: it may not go on yet.
-    pub(super) fn take(&self, share: u32, way: Way, bytes: u32, now: Instant) -> bool {
+    pub(super) fn take(&self, file: Shared, way: Way, bytes: u32, now: Instant) -> bool {
         if !self.any() {
             return true;
         }
         let mut limits = self.limits();
-        if ready_at(&limits, share, way).is_some_and(|at| at > now) {
+        if ready_at(&limits, file, way).is_some_and(|at| at > now) {
             return false;
         }
-        for limit in limits.iter_mut().filter(|limit| limit.shares.contains(&share)) {
+        for limit in limits.iter_mut().filter(|limit| limit.is_for(file)) {
             limit.bytes[way as usize].take(bytes, now);
             limit.requests[way as usize].take(1, now);
         }
@@ -141,9 +211,9 @@ impl Limits {
     }
 }
 
-fn ready_at(limits: &[Limit], share: u32, way: Way) -> Option<Instant> {
-    let of_share = limits.iter().filter(|limit| limit.shares.contains(&share));
-    of_share.flat_map(|limit| limit.paces(way)).filter_map(Pace::ready_at).max()
+fn ready_at(limits: &[Limit], file: Shared, way: Way) -> Option<Instant> {
+    let of_file = limits.iter().filter(|limit| limit.is_for(file));
+    of_file.flat_map(|limit| limit.paces(way)).filter_map(Pace::ready_at).max()
 }
 
 #[cfg(test)]

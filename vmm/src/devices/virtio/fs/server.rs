@@ -49,8 +49,7 @@ struct Open {
 #[derive(Clone)]
 struct Opened {
     file: Arc<File>,
-    /// The number of the share that it is in.
-    share: Option<u32>,
+    share: Option<Shared>,
 }
 
 fn errno(number: i32) -> io::Error {
@@ -70,7 +69,7 @@ impl<A> Files<A> {
     }
 
     /// The share of an open file.
-    pub fn share_of(&self, handle: u64) -> Option<u32> {
+    pub fn share_of(&self, handle: u64) -> Option<Shared> {
         self.open().files.get(&handle)?.share
     }
 
@@ -94,7 +93,7 @@ impl<A> Files<A> {
     }
 
     fn add(&self, file: File, share: Option<Shared>) -> u64 {
-        let opened = Opened { file: Arc::new(file), share: share.map(|share| share.number) };
+        let opened = Opened { file: Arc::new(file), share };
         let mut open = self.open();
         let handle = open.next;
         open.next += 1;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter, Writer};
-use husk_protocol::files::FileAccess;
+use husk_protocol::files::{FileAccess, Shared};
 use log::debug;
 
 use super::super::queue::{Queue, QueueError};
@@ -20,6 +20,8 @@ type Chain = virtio_queue::DescriptorChain<Arc<GuestRam>>;
 
 /// Requests answered before the mailbox and the other queue have their turn.
 const BATCH: usize = 64;
+/// Requests that wait at most: what an honest driver can have outstanding.
+const MOST_WAITING: usize = super::device::REQUESTS_SIZE as usize;
 
 /// A queue whose requests go to the server.
 pub struct Worker<A: FileAccess> {
@@ -27,13 +29,13 @@ pub struct Worker<A: FileAccess> {
     memory: Arc<GuestRam>,
     server: Arc<Server<Files<A>>>,
     files: Files<A>,
-    /// Requests that wait for the limits of their share, in the order in which they came: no more than the queue has room for.
+    /// Requests that wait for the limits of their share, in the order in which they came.
     waiting: VecDeque<Waiting>,
 }
 
 struct Waiting {
     chain: Chain,
-    share: u32,
+    file: Shared,
     way: Way,
 }
 
@@ -64,7 +66,14 @@ impl<A: FileAccess> Worker<A> {
             };
             match self.has_to_wait(&chain) {
                 None => self.answer(&chain)?,
-                Some((share, way)) => self.waiting.push_back(Waiting { chain, share, way }),
+                Some((file, way)) => {
+                    // The ring does not count what is outstanding.
+                    if self.waiting.len() >= MOST_WAITING {
+                        let cause = "more requests are outstanding than the queue has room for";
+                        return Err(QueueError::Request { index: self.queue.index(), cause });
+                    }
+                    self.waiting.push_back(Waiting { chain, file, way });
+                }
             }
         }
         // Fails only when the counter is full: then we are notified anyway.
@@ -72,20 +81,25 @@ impl<A: FileAccess> Worker<A> {
         Ok(())
     }
 
-    /// Answers the requests that have waited long enough.
+    /// Answers the requests that have waited long enough; after a batch the rest comes with the next round of the event loop.
     ///
     /// # Errors
     /// The guest broke the queue.
     pub fn go_on(&mut self) -> Result<(), QueueError> {
-        let now = Instant::now();
+        let (now, mut answered) = (Instant::now(), 0);
         for _ in 0..self.waiting.len() {
             let Some(waiting) = self.waiting.pop_front() else { break };
-            let ready = self.files.limits().ready_at(waiting.share, waiting.way);
-            if ready.is_some_and(|at| at > now) {
+            let ready = self.files.limits().ready_at(waiting.file, waiting.way);
+            // To the end, also after a batch: they keep their order.
+            if answered == BATCH || ready.is_some_and(|at| at > now) {
                 self.waiting.push_back(waiting);
             } else {
                 self.answer(&waiting.chain)?;
+                answered += 1;
             }
+        }
+        if answered == BATCH {
+            let _ = self.queue.kick().write(1);
         }
         Ok(())
     }
@@ -94,20 +108,20 @@ impl<A: FileAccess> Worker<A> {
     pub fn next(&self) -> Option<Instant> {
         let limits = self.files.limits();
         let now = self.waiting.front().map(|_| Instant::now())?;
-        self.waiting.iter().map(|waiting| limits.ready_at(waiting.share, waiting.way).unwrap_or(now)).min()
+        self.waiting.iter().map(|waiting| limits.ready_at(waiting.file, waiting.way).unwrap_or(now)).min()
     }
 
-    /// The share and way of a request that has to wait: its share's limits are used up, or others wait for them already.
-    fn has_to_wait(&self, chain: &Chain) -> Option<(u32, Way)> {
+    /// The file and way of a request that has to wait: its share's limits are used up, or others wait for them already.
+    fn has_to_wait(&self, chain: &Chain) -> Option<(Shared, Way)> {
         if !self.files.limits().any() {
             return None;
         }
         let (handle, way) = transfer(&self.memory, chain)?;
-        let share = self.files.share_of(handle)?;
-        let ready = self.files.limits().ready_at(share, way);
+        let file = self.files.share_of(handle)?;
+        let ready = self.files.limits().ready_at(file, way);
         let waits = ready.is_some_and(|at| at > Instant::now())
-            || self.waiting.iter().any(|waiting| waiting.share == share && waiting.way == way);
-        waits.then_some((share, way))
+            || self.waiting.iter().any(|waiting| waiting.file == file && waiting.way == way);
+        waits.then_some((file, way))
     }
 
     fn answer(&mut self, chain: &Chain) -> Result<(), QueueError> {
