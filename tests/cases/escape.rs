@@ -9,7 +9,7 @@ use std::thread;
 
 use husk_tests::compare::{Seen, seen};
 use husk_tests::ctr::{Detached, Output, Run, Runtime, ctr, must};
-use husk_tests::host::leaves_nothing;
+use husk_tests::host::{leaves_nothing, remove_fifos};
 use husk_tests::pty::Session;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::{Value, json};
@@ -188,7 +188,10 @@ fn hunted(id: &str, flags: &[&str], count: usize, command: &[&str]) -> (Seen, Ve
     let container = Detached::of(id);
     let execs = (0..count).map(|n| container.exec(&format!("exec-{n}"), command)).collect();
     assert_eq!(container.exec("stop", &["touch", "/tmp/stop"]).status, 0);
-    (found(&run.wait()), execs)
+    let output = run.wait();
+    // The container ends while the client of the last exec is at its clean-up, which finds no task then.
+    remove_fifos();
+    (found(&output), execs)
 }
 
 #[test]
@@ -226,6 +229,8 @@ fn an_exec_cannot_be_looked_at_before_its_program() {
             .keys()
             .map(String::as_str)
             .filter(|key| !key.ends_with(" ESRCH") && !key.ends_with(" ENOENT"))
+            // Between a look and the next it has become its program.
+            .filter(|key| *key != "program /bin/busybox")
             .collect();
         let refused =
             ["cwd EACCES", "fd EACCES", "mem EACCES", "ns EACCES", "program EACCES", "ptrace EPERM", "root EACCES"];
