@@ -34,7 +34,7 @@ pub async fn hold(shares: Vec<PathBuf>, reaper: &Reaper) {
 /// Unmounts shares, when no process of the container is left.
 pub async fn let_go(shares: Vec<PathBuf>, reaper: &Reaper) {
     let release = move || {
-        shares.iter().all(|share| {
+        let let_go_one = |share: &PathBuf| {
             // Answers come in the order of the questions: after the first one no read is under way, after the second none of
             // the closings that those had put off.
             for _ in 0..2 {
@@ -45,7 +45,9 @@ pub async fn let_go(shares: Vec<PathBuf>, reaper: &Reaper) {
                 Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => true,
                 Err(_) => false,
             }
-        })
+        };
+        // All of them, also behind one that stays.
+        shares.iter().filter(|share| !let_go_one(share)).count() == 0
     };
     apart("unmount the container's shares", Some(LIMIT), reaper, release).await;
 }

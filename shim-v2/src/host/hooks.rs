@@ -13,8 +13,8 @@
 //! more than logged up to version 1.2 of the specification; 1.3 says what runc has always done. runc before 1.4 runs `poststart` at Create
 //! already, with the status "created". It also gives up at the first `poststop` hook that fails, against the specification.
 //!
-//! `startContainer` hooks run in the container's namespaces, which are in the guest: and so do `createContainer` hooks:
-//! the agent runs them (`agent/src/container/hooks.rs`).
+//! `createContainer` and `startContainer` hooks run in the container's namespaces, which are in the guest: the agent runs them
+//! (`agent/src/container/hooks.rs`).
 //!
 //! As with runc, a hook is in containerd's mount namespace, its directory is the bundle, and it has the environment of the
 //! document and nothing else; where that has none (no `env`), the shim's. It gets the state on its standard input and need not read it.
