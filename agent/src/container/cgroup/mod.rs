@@ -2,6 +2,7 @@
 
 mod bpf;
 mod devices;
+mod events;
 mod limits;
 mod others;
 
@@ -13,12 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::process::Signal;
-use tokio::io::Interest;
 
 pub(super) use self::devices::allow_everything;
+pub use self::events::EventsFile;
 pub use self::limits::Limits;
 use super::pid_from;
-use crate::watched::watch;
 
 /// How a cgroup's directory is opened.
 const OPEN: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -241,27 +241,12 @@ impl Cgroup {
 
     /// Returns when `cgroup.events` has this line: the kernel signals its changes (cgroup-v2.rst, "Basic Operations").
     async fn becomes(&self, wanted: &str) -> io::Result<()> {
-        let path = self.path.join("cgroup.events");
-        let mut watched = None;
-        loop {
-            if fs::read_to_string(&path)?.lines().any(|line| line == wanted) {
-                return Ok(());
-            }
-            // Watched before the next look, so that no change is missed in between.
-            match &watched {
-                None => {
-                    use rustix::fs::inotify;
-                    let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
-                    let inotify = inotify::init(flags)?;
-                    inotify::add_watch(&inotify, &path, inotify::WatchFlags::MODIFY)?;
-                    watched = Some(watch(inotify, Interest::READABLE)?);
-                }
-                Some(inotify) => {
-                    let mut buffer = [0; 1024];
-                    inotify.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer)?)).await?;
-                }
-            }
+        let events = EventsFile::open(&self.path.join("cgroup.events"))?;
+        // A change that comes after the look ends the wait.
+        while !events.read()?.lines().any(|line| line == wanted) {
+            events.changed().await?;
         }
+        Ok(())
     }
 }
 
