@@ -30,7 +30,7 @@ pub enum Stamp {
     Serving,
     /// Create comes in.
     CreateReceived,
-    /// The VMM gets the machine's description.
+    /// The VMM is started.
     MachineAsked,
     /// A vCPU enters the guest.
     GuestEntered,

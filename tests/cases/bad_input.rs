@@ -383,9 +383,7 @@ fn a_cgroup_for_the_shim() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let inside = fs::read_to_string(group.join("cgroup.procs")).unwrap();
         let inside: BTreeSet<i32> = inside.lines().map(|line| line.parse().unwrap()).collect();
-        // The VMM waits beside its shim for a container, with which it gets its memory and the pod's cgroup.
-        let all = processes_of("containerd-shim-husk-v2").into_iter().chain(processes_of("husk-vmm")).collect();
-        assert_eq!(inside, all);
+        assert_eq!(inside, processes_of("containerd-shim-husk-v2").into_iter().collect());
         assert!(shim(bundle.path(), "grouped", "delete").output().unwrap().status.success());
     });
     // Whose it is removes it.

@@ -285,6 +285,10 @@ impl Server {
         let dialled = Box::new(ToShim(Arc::clone(&self.socket)));
         let Built { machine, subscribers } =
             Machine::build(config, files, dialled, self.reporter.clone(), Arc::clone(&self.counters))?;
+        // A shim that does not take it waits longer for this process's end, and misses nothing else.
+        if let Err(cause) = self.socket.send(&Message::Made, &[machine.vm()]) {
+            warn!("the shim does not get KVM's descriptor of the machine: {cause}");
+        }
         self.devices.borrow_mut().extend(subscribers);
         self.machine = Some(machine);
         self.state = MachineState::Created;

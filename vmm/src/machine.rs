@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use event_manager::MutEventSubscriber;
@@ -117,7 +117,7 @@ pub struct Machine {
     console: Tail,
     fs: FsHandle,
     /// Lives as long as the machine: ioeventfds and irqfds hang on it.
-    _vm: VmFd,
+    vm: VmFd,
 }
 
 /// Register windows and lines, handed out in order.
@@ -241,7 +241,13 @@ impl Machine {
         let orders = Arc::new(Orders::new());
         let shared = Arc::new(Shared { orders, bus, counters: Arc::clone(&counters), reporter });
         let vcpus = Vcpus::spawn(fds, &shared).map_err(host("the vCPUs' threads"))?;
-        Ok(Built { machine: Self { vcpus, counters, console: tail, fs, _vm: vm }, subscribers })
+        Ok(Built { machine: Self { vcpus, counters, console: tail, fs, vm }, subscribers })
+    }
+
+    /// KVM's descriptor of it.
+    pub fn vm(&self) -> BorrowedFd<'_> {
+        // SAFETY: `vm` is open, and borrowed for as long as the result.
+        unsafe { BorrowedFd::borrow_raw(self.vm.as_raw_fd()) }
     }
 
     /// The vCPUs.

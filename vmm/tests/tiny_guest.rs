@@ -117,9 +117,12 @@ impl Vmm {
         let id = self.next_id;
         self.next_id += 1;
         self.socket.send(&Envelope { id, request }, fds).unwrap();
-        match self.receive() {
-            Some(Message::Reply { id: got, result }) if got == id => result,
-            other => panic!("no reply to {id} but {other:?}"),
+        loop {
+            match self.receive() {
+                Some(Message::Reply { id: got, result }) if got == id => return result,
+                Some(Message::Made) => {}
+                other => panic!("no reply to {id} but {other:?}"),
+            }
         }
     }
 

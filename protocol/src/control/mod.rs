@@ -1,7 +1,7 @@
 //! Messages between the shim and `husk-vmm`, on one SEQPACKET socketpair that the VMM inherits.
 //!
 //! The shim sends [`Request`]s with an id; the VMM answers each with one [`Message::Reply`] and sends
-//! [`Message::Dial`] and [`Message::Exited`] on its own. End of file on the socket ends the VMM. Shim and VMM are of one
+//! [`Message::Made`], [`Message::Dial`] and [`Message::Exited`] on its own. End of file on the socket ends the VMM. Shim and VMM are of one
 //! build (a pod keeps the version that it started with), so the format has no version of its own. The VMM may be taken
 //! over one day: the shim trusts nothing here but the message's bounds, which [`Socket`] checks.
 
@@ -157,6 +157,9 @@ pub enum Message {
         /// The port.
         port: u32,
     },
+    /// KVM has made the machine; comes before the answer to [`Request::Create`]. Descriptor: KVM's, of the machine. It serves
+    /// nobody but the VMM, and whoever holds it defers the machine's end in the kernel.
+    Made,
     /// The machine has ended; the process does so next.
     Exited(Exit),
 }

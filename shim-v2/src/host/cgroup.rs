@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use husk_protocol::cgroup::slice_path;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 
 /// Where cgroups are.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -66,7 +68,8 @@ pub fn join(path: &str) -> Result<(), CgroupError> {
     if !path.is_dir() {
         return Err(CgroupError::None(path));
     }
-    Cgroup { path }.add(std::process::id())
+    let joined = fs::write(path.join("cgroup.procs"), std::process::id().to_string());
+    joined.map_err(|cause| CgroupError::Io { what: "put the shim into", path, cause })
 }
 
 /// A cgroup that is there; [`remove`] ends it.
@@ -93,15 +96,16 @@ impl Cgroup {
         Self { path }
     }
 
-    /// Puts a process into it.
+    /// Its directory, for a process that is to be born in it.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn add(&self, pid: u32) -> Result<(), CgroupError> {
-        fs::write(self.path.join("cgroup.procs"), pid.to_string()).map_err(|cause| CgroupError::Io {
-            what: "put a process into",
+    /// It is gone.
+    pub fn open(&self) -> Result<OwnedFd, CgroupError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&self.path, flags, Mode::empty()).map_err(|cause| CgroupError::Io {
+            what: "open",
             path: self.path.clone(),
-            cause,
+            cause: cause.into(),
         })
     }
 

@@ -10,6 +10,7 @@ pub mod logging;
 pub mod mount;
 pub mod namespace;
 pub mod process;
+pub mod program;
 pub mod state;
 
 use std::path::{Path, PathBuf};

@@ -77,29 +77,8 @@ pub struct Identity {
     pub started: u64,
 }
 
-/// What a child gets beside its command.
-#[derive(Default)]
-pub struct Inheritance<'a> {
-    /// Becomes descriptor 3.
-    pub descriptor: Option<BorrowedFd<'a>>,
-    /// Network namespace to be in.
-    pub network: Network<'a>,
-}
-
-/// A child's network namespace.
-#[derive(Default)]
-pub enum Network<'a> {
-    /// The shim's, which is the host's.
-    #[default]
-    Host,
-    /// One that somebody has made.
-    At(BorrowedFd<'a>),
-    /// One of its own, with nothing in it.
-    New,
-}
-
 /// Descriptors on their way into a child.
-struct Descriptors {
+pub(super) struct Descriptors {
     /// Duplicates, beyond the numbers that they are to have there.
     copies: Vec<OwnedFd>,
     /// Those numbers, as far as nothing else has them: `Command` has a pipe of its own, by which it learns of a failed
@@ -108,7 +87,7 @@ struct Descriptors {
 }
 
 impl Descriptors {
-    fn new(wanted: &[BorrowedFd<'_>]) -> io::Result<Self> {
+    pub(super) fn new(wanted: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let (mut copies, mut taken) = (Vec::new(), Vec::new());
         for fd in wanted {
             // The kernel gives the lowest number that is free.
@@ -125,7 +104,7 @@ impl Descriptors {
     }
 
     /// In the child.
-    fn place(&self) -> io::Result<()> {
+    pub(super) fn place(&self) -> io::Result<()> {
         for (number, copy) in (FIRST..).zip(&self.copies) {
             // SAFETY: takes numbers, touches no memory. What has had this number is the parent's, and closes with `execve`
             // anyway: the child uses nothing of it until then.
@@ -138,59 +117,29 @@ impl Descriptors {
 }
 
 impl Child {
-    /// Starts a child. To be called on the shim's main thread: PDEATHSIG fires when the *thread* ends.
-    ///
-    /// # Errors
-    /// There is no such program, or no process to be had.
-    pub fn spawn(command: Command, inheritance: &Inheritance<'_>) -> io::Result<Self> {
-        let (existing, new) = match inheritance.network {
-            Network::Host => (None, false),
-            Network::At(fd) => (Some(fd.as_raw_fd()), false),
-            Network::New => (None, true),
-        };
-        Self::start(command, false, inheritance.descriptor.as_slice(), move || {
-            let result = match existing {
-                // SAFETY: takes a number, touches no memory; `inheritance` keeps it open.
-                Some(fd) => unsafe { libc::setns(fd, libc::CLONE_NEWNET) },
-                // SAFETY: takes a number, touches no memory.
-                None if new => unsafe { libc::unshare(libc::CLONE_NEWNET) },
-                None => 0,
-            };
-            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-        })
+    /// One that was made just now, and nothing waits for by itself.
+    pub(super) fn new(pid: u32, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd, leads: false, how: OnceLock::new() }
     }
 
     /// Starts a program that is not husk's: in containerd's mount namespace, in `directory` there, with `descriptors` from
     /// number 3 on. It leads a session, so that what it starts is killed with it, unless that makes one of its own. To be called on
-    /// the shim's main thread, as [`Child::spawn`].
+    /// the shim's main thread: PDEATHSIG fires when the *thread* ends.
     ///
     /// # Errors
     /// There is no such program or directory, or no process to be had.
-    pub fn spawn_foreign(command: Command, directory: &Path, descriptors: &[BorrowedFd<'_>]) -> io::Result<Self> {
+    pub fn spawn_foreign(mut command: Command, directory: &Path, descriptors: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let directory = CString::new(directory.as_os_str().as_bytes())?;
         let mounts = namespace::mounts();
-        Self::start(command, true, descriptors, move || {
+        let parent = rustix::process::getpid();
+        let descriptors = Descriptors::new(descriptors)?;
+        let prepare = move || {
             setsid()?;
             if let Some(mounts) = mounts {
                 move_into_link_name_space(mounts, Some(LinkNameSpaceType::Mount))?;
             }
             // Not by `Command`, which does it earlier: a new mount namespace moves to its root.
-            Ok(chdir(directory.as_c_str())?)
-        })
-    }
-
-    /// Starts a child; `prepare` runs in it, makes system calls and allocates nothing.
-    fn start(
-        mut command: Command,
-        leads: bool,
-        descriptors: &[BorrowedFd<'_>],
-        prepare: impl Fn() -> io::Result<()> + Send + Sync + 'static,
-    ) -> io::Result<Self> {
-        let parent = rustix::process::getpid();
-        let descriptors = Descriptors::new(descriptors)?;
-        let prepare = move || {
-            // It may use descriptors of any number.
-            prepare()?;
+            chdir(directory.as_c_str())?;
             descriptors.place()?;
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             // The parent may have died before.
@@ -205,15 +154,20 @@ impl Child {
         // Nothing else waits for children, so the number is this child's until `reap`.
         let pidfd = Pid::from_raw(pid.cast_signed())
             .ok_or(io::ErrorKind::InvalidData.into())
-            .and_then(|raw| Ok(pidfd_open(raw, PidfdFlags::NONBLOCK)?));
+            .and_then(|raw| Ok(pidfd_open(raw, PidfdFlags::empty())?));
         match pidfd {
-            Ok(pidfd) => Ok(Self { pid, pidfd, leads, how: OnceLock::new() }),
+            Ok(pidfd) => Ok(Self { pid, pidfd, leads: true, how: OnceLock::new() }),
             Err(cause) => {
                 // Nobody would know of it.
                 let _ = child.kill().and_then(|()| child.wait());
                 Err(cause)
             }
         }
+    }
+
+    /// Its process descriptor.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Its pid, good as long as this lives.

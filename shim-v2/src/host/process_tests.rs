@@ -1,22 +1,31 @@
 use super::*;
+use crate::host::program::{Network, Program};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap()
 }
 
+fn shell(line: &str) -> Child {
+    let program = Program {
+        path: Path::new("/bin/sh"),
+        arguments: &["-c", line],
+        stderr: None,
+        descriptor: None,
+        network: Network::Host,
+        cgroup: None,
+    };
+    program.start().unwrap()
+}
+
 #[test]
 fn a_child_ends_and_says_how() {
     runtime().block_on(async {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "exit 7"]);
-        let child = Child::spawn(command, &Inheritance::default()).unwrap();
+        let child = shell("exit 7");
         assert_eq!(child.finished().await.unwrap(), How::Exited(7));
         assert!(!child.is_reaped(), "it is only looked at");
         assert_eq!(child.ended().await.unwrap(), How::Exited(7));
         assert_eq!(child.ended().await.unwrap().to_string(), "exit status 7");
-        let mut command = Command::new("/bin/sleep");
-        command.arg("1000");
-        let child = Child::spawn(command, &Inheritance::default()).unwrap();
+        let child = shell("exec sleep 1000");
         child.kill();
         assert_eq!(child.ended().await.unwrap().to_string(), "signal 9");
     });
@@ -24,27 +33,12 @@ fn a_child_ends_and_says_how() {
 
 #[test]
 fn another_process_of_the_same_number_is_left_alone() {
-    let mut command = Command::new("/bin/sleep");
-    command.arg("1000");
-    let child = Child::spawn(command, &Inheritance::default()).unwrap();
+    let child = shell("exec sleep 1000");
     let identity = child.identity().unwrap();
     Identity { started: identity.started + 1, ..identity }.kill(10);
     assert!(started(child.pid()).is_ok());
     identity.kill(5000);
     runtime().block_on(async { assert_eq!(child.ended().await.unwrap().to_string(), "signal 9") });
-}
-
-#[test]
-fn the_descriptor_is_number_three() {
-    let (read, write) = rustix::pipe::pipe().unwrap();
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", "echo hello >&3"]);
-    let child =
-        Child::spawn(command, &Inheritance { descriptor: Some(write.as_fd()), network: Network::Host }).unwrap();
-    runtime().block_on(child.ended()).unwrap();
-    let mut buffer = [0; 16];
-    let count = rustix::io::read(&read, &mut buffer).unwrap();
-    assert_eq!(&buffer[..count], b"hello\n");
 }
 
 #[test]
@@ -99,9 +93,7 @@ fn a_foreign_program_is_in_the_mount_namespace_that_the_shim_has_left() {
 #[test]
 fn a_child_that_is_dropped_leaves_no_zombie() {
     runtime().block_on(async {
-        let mut command = Command::new("/bin/sleep");
-        command.arg("1000");
-        let child = Child::spawn(command, &Inheritance::default()).unwrap();
+        let child = shell("exec sleep 1000");
         let identity = child.identity().unwrap();
         drop(child);
         while identity.is_alive() {

@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio as ProcessStdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,9 +24,11 @@ use super::stdio::{Names, Owner, Stdio};
 use super::throttle::{self, Files, Source, Throttles};
 use crate::bootstrap::are_runcs;
 use crate::config::{Config, limits};
+use crate::host::cgroup::Cgroup;
 use crate::host::hooks::Hooks;
 use crate::host::installed;
-use crate::host::process::{Child, Inheritance, Network};
+use crate::host::process::Child;
+use crate::host::program::{Network, Program};
 use crate::phases::{self, Stamp};
 use crate::vm::AgentError;
 use crate::volumes::{self, Volume};
@@ -87,7 +88,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
         let root = rootfs::open(&request.rootfs, &spec, &bundle, pod.directory())?;
         let volumes = volumes::open(&spec, &bundle)?;
         let programs = volumes::programs(&spec)?;
-        let stub = spawn_stub(&spec, &hooks)?;
+        let stub = spawn_stub(&spec, &hooks, pod.cgroup().as_ref())?;
         Ok::<_, TaskError>((Opened { root, volumes, programs }, stub))
     };
     let (sandbox, host) = tokio::join!(pod.sandbox_for(&spec, &config), host);
@@ -248,7 +249,7 @@ fn network_namespace(spec: &Spec) -> Option<&LinuxNamespace> {
 }
 
 /// The task's process on the host: in the pod's network namespace, where containerd and CNI look for it.
-fn spawn_stub(spec: &Spec, hooks: &Hooks) -> Result<Child, TaskError> {
+fn spawn_stub(spec: &Spec, hooks: &Hooks, cgroup: Option<&Cgroup>) -> Result<Child, TaskError> {
     let namespace = network_namespace(spec);
     let opened = namespace
         .and_then(|namespace| namespace.path().as_ref())
@@ -261,9 +262,15 @@ fn spawn_stub(spec: &Spec, hooks: &Hooks) -> Result<Child, TaskError> {
         (None, Some(_)) if !hooks.is_empty() => Network::New,
         _ => Network::Host,
     };
-    let mut command = Command::new(installed(VERSION, "husk-stub"));
-    command.env_clear().current_dir("/");
-    command.stdin(ProcessStdio::null()).stdout(ProcessStdio::null()).stderr(ProcessStdio::null());
-    let inheritance = Inheritance { descriptor: None, network };
-    Child::spawn(command, &inheritance).map_err(|cause| TaskError::Host { what: "start the task's husk-stub", cause })
+    let path = installed(VERSION, "husk-stub");
+    let cgroup = cgroup.map(Cgroup::open).transpose()?;
+    let program = Program {
+        path: &path,
+        arguments: &[],
+        stderr: None,
+        descriptor: None,
+        network,
+        cgroup: cgroup.as_ref().map(AsFd::as_fd),
+    };
+    program.start().map_err(|cause| TaskError::Host { what: "start the task's husk-stub", cause })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -63,12 +64,20 @@ pub struct Pod {
     directory: PathBuf,
     /// What the state file says.
     state: Mutex<State>,
-    /// The VMM, started before anybody knows what machine it is to build; why there is none is told when a container is
-    /// made.
-    machine: Mutex<Option<Result<Arc<Machine>>>>,
+    vm: Mutex<Vm>,
     sandbox: OnceCell<Arc<Sandbox>>,
     /// Whether the end has come.
     ended: AsyncMutex<bool>,
+}
+
+/// The pod's VMM.
+enum Vm {
+    /// Nobody has asked for a container.
+    None,
+    /// It runs, or has ended by itself; its machine may not be built yet.
+    Started(Arc<Machine>),
+    /// The pod has ended: there will be none.
+    Ended,
 }
 
 /// A machine that is this pod's.
@@ -79,7 +88,6 @@ pub struct Sandbox {
     pub agent: AgentClient,
     /// What holds for the pod.
     pub config: Config,
-    cgroup: Cgroup,
     /// Of the VMM and the stubs: what the first container's document says of its process.
     oom_score_adj: i32,
 }
@@ -101,7 +109,7 @@ impl Pod {
     ) -> Result<Arc<Self>> {
         // Nothing can be said of a process whose start is not known: its pid then names nobody.
         let pid = std::process::id();
-        let mut state = State {
+        let state = State {
             version: VERSION.to_owned(),
             shim: Identity { pid, started: started(pid).unwrap_or_default() },
             processes: Vec::new(),
@@ -116,7 +124,6 @@ impl Pod {
         if let Err(cause) = logger::keep(&directory) {
             warn!(stage = "host"; "no copy of the log is kept in {}: {cause}", directory.display());
         }
-        let machine = Self::spawn(&directory, &mut state);
         Ok(Arc::new(Self {
             id: id.to_owned(),
             kata,
@@ -124,7 +131,7 @@ impl Pod {
             publisher,
             directory,
             state: Mutex::new(state),
-            machine: Mutex::new(Some(machine)),
+            vm: Mutex::new(Vm::None),
             sandbox: OnceCell::new(),
             ended: AsyncMutex::new(false),
         }))
@@ -148,22 +155,6 @@ impl Pod {
             left.end().map_err(PodError::Left)?;
         }
         Ok(state.write(directory).map_err(failed("write the state file in")).inspect_err(remove)?)
-    }
-
-    /// Starts the VMM and names it.
-    fn spawn(directory: &Path, state: &mut State) -> Result<Arc<Machine>> {
-        let machine = Arc::new(Machine::spawn(Parts::of_version(VERSION))?);
-        state.processes.extend(machine.process().identity().ok());
-        let written = state.write(directory).map_err(|cause| PodError::Directory {
-            what: "write the state file in",
-            path: directory.to_owned(),
-            cause,
-        });
-        written.inspect_err(|_| {
-            // Others hold it as well, so it does not end by being dropped.
-            machine.process().kill();
-        })?;
-        Ok(machine)
     }
 
     /// The pod's directory.
@@ -195,14 +186,19 @@ impl Pod {
         })
     }
 
-    /// Names the stub of container `id` in the state file, and puts it into the pod's cgroup.
+    /// The pod's cgroup, as soon as a container is being made.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<Cgroup> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone().map(Cgroup::made)
+    }
+
+    /// Names the stub of container `id` in the state file.
     ///
     /// # Errors
-    /// The file cannot be written, the cgroup refuses.
+    /// The file cannot be written.
     pub fn adopt(&self, id: &str, stub: &Child) -> Result<()> {
         let identity = stub.identity().map_err(|cause| TaskError::Host { what: "describe the stub", cause })?;
         if let Some(sandbox) = self.sandbox.get() {
-            sandbox.cgroup.add(stub.pid())?;
             set_oom_score(stub, sandbox.oom_score_adj);
         }
         self.remember(|state| {
@@ -223,16 +219,31 @@ impl Pod {
         self.sandbox.get_or_try_init(|| self.boot(spec, config)).await
     }
 
+    /// The VMM, in the pod's cgroup: the one that a Create before this has started and did not get further with, or a new one.
+    fn vmm(&self, cgroup: &Cgroup, oom_score_adj: i32) -> Result<Arc<Machine>> {
+        let mut vm = self.vm.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*vm {
+            Vm::Ended => return Err(PodError::Ended.into()),
+            Vm::Started(machine) => return Ok(Arc::clone(machine)),
+            Vm::None => {}
+        }
+        let machine = Arc::new(Machine::spawn(Parts::of_version(VERSION), Some(cgroup.open()?.as_fd()))?);
+        set_oom_score(machine.process(), oom_score_adj);
+        // From here on the end of the pod stops it, whatever happens.
+        *vm = Vm::Started(Arc::clone(&machine));
+        drop(vm);
+        let identity = machine.process().identity();
+        let identity = identity.map_err(|cause| TaskError::Host { what: "describe the VMM", cause })?;
+        self.remember(|state| state.processes.push(identity))?;
+        Ok(machine)
+    }
+
     /// Lets the machine run, before anybody waits for it.
     async fn boot(self: &Arc<Self>, spec: &Spec, config: &Config) -> Result<Arc<Sandbox>> {
-        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let machine = machine.ok_or(PodError::Ended)??;
         // The first container's configuration is the pod's.
         set_limits(&config.limits);
         logger::set_level(&config.log.level, self.debug);
         logger::set_kept(config.log.file_kib);
-        // Put back at once: the end of the pod stops it, whatever happens here.
-        *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ok(Arc::clone(&machine)));
         let size = Size::of_container(spec, &config.vm, Host::here())?;
         let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
         let path = cgroup::path_for(&cgroups_path.display().to_string(), &self.id)?;
@@ -248,15 +259,12 @@ impl Pod {
             })?;
             cgroup
         };
-        // Its pid may be somebody else's as soon as it was waited for.
-        if machine.process().is_reaped() || machine.has_ended().is_some() {
+        let oom_score_adj = spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
+        phases::stamp(Stamp::MachineAsked);
+        let machine = self.vmm(&cgroup, oom_score_adj)?;
+        if machine.has_ended().is_some() {
             return Err(BootError::Ended(machine.ended().await).into());
         }
-        // Before it has any memory of its guest's: pages stay with the cgroup that first touched them.
-        cgroup.add(machine.process().pid())?;
-        let oom_score_adj = spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
-        set_oom_score(machine.process(), oom_score_adj);
-        phases::stamp(Stamp::MachineAsked);
         machine.boot(size, config, &self.console()).await?;
         // While the guest boots.
         let log = machine.streams().announce().map_err(|cause| TaskError::Host { what: "announce the log", cause })?;
@@ -286,7 +294,7 @@ impl Pod {
             tokio::spawn(phases::of_guest(Arc::clone(&machine), health.init_tsc));
         }
         info!(stage = "boot", memory_mib = size.memory_mib, vcpus = size.vcpus; "the machine is up");
-        Ok(Arc::new(Sandbox { machine, agent, config: config.clone(), cgroup, oom_score_adj }))
+        Ok(Arc::new(Sandbox { machine, agent, config: config.clone(), oom_score_adj }))
     }
 
     /// Ends the machine and removes what the pod has on the host, but for what names the shim. Whoever comes later waits until that is done.
@@ -295,8 +303,8 @@ impl Pod {
         if *ended {
             return;
         }
-        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Ok(machine)) = machine {
+        let vm = std::mem::replace(&mut *self.vm.lock().unwrap_or_else(PoisonError::into_inner), Vm::Ended);
+        if let Vm::Started(machine) = vm {
             machine.stop().await;
             phases::stamp(Stamp::MachineStopped);
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use husk_protocol::control::{Envelope, ExitReason, Message, Reply, Request, Socket, SocketError};
 use husk_protocol::streams::{RPC_PORT, STREAM_PORT};
@@ -104,6 +104,9 @@ pub struct Control {
     /// We asked for the machine's end: whatever happens to the VMM from then on is that.
     stopping: AtomicBool,
     ended: watch::Sender<Option<Ended>>,
+    /// KVM's descriptor of the machine. KVM takes a machine down with the last one, waiting for several grace periods of SRCU: 22 ms
+    /// in which nobody has to wait for the VMM's end, because the last one is this. Guest memory goes with the VMM's process.
+    machine: OnceLock<OwnedFd>,
 }
 
 #[derive(Debug, Default)]
@@ -127,6 +130,7 @@ impl Control {
             waiting: Mutex::new(Waiting::default()),
             stopping: AtomicBool::new(false),
             ended: watch::Sender::new(None),
+            machine: OnceLock::new(),
         });
         let (rpc, connection) = oneshot::channel();
         tokio::spawn(listen(Arc::clone(&control), streams, rpc));
@@ -255,6 +259,12 @@ async fn listen(control: Arc<Control>, streams: Arc<Streams>, rpc: oneshot::Send
                     let _ = sender.send(result.map_err(|failure| failure.message));
                 }
             }
+            Message::Made => {
+                // The first is kept, whatever it is; others are closed.
+                if let Some(machine) = received.descriptors.into_iter().next() {
+                    let _ = control.machine.set(machine);
+                }
+            }
             Message::Dial { port } => {
                 let Ok([connection]) = <[OwnedFd; 1]>::try_from(received.descriptors) else {
                     // Said once: a VMM that does nothing else must not fill the log.
@@ -359,6 +369,28 @@ mod tests {
         let (answer, ()) = tokio::join!(question, vmm);
         assert_eq!(answer.unwrap(), Reply::Done);
         assert_eq!(control.ended().await.by, By::Us);
+    }
+
+    #[tokio::test]
+    async fn the_first_machine_is_kept_and_no_other() {
+        let (control, _rpc, vmm, _streams) = pair();
+        let (kept, kept_end) = Socket::pair().unwrap();
+        let (closed, closed_end) = Socket::pair().unwrap();
+        vmm.get_ref().send(&Message::Made, &[]).unwrap();
+        vmm.get_ref().send(&Message::Made, &[kept_end.as_fd()]).unwrap();
+        vmm.get_ref().send(&Message::Made, &[closed_end.as_fd()]).unwrap();
+        drop((kept_end, closed_end));
+        let closed = watch(closed, Interest::READABLE).unwrap();
+        closed.readable().await.unwrap().retain_ready();
+        assert!(matches!(closed.get_ref().receive::<u32>(), Err(SocketError::Closed)));
+        assert!(matches!(kept.receive::<u32>(), Err(SocketError::WouldBlock)));
+        drop(vmm);
+        control.ended().await;
+        drop(control);
+        tokio::task::yield_now().await;
+        let kept = watch(kept, Interest::READABLE).unwrap();
+        kept.readable().await.unwrap().retain_ready();
+        assert!(matches!(kept.get_ref().receive::<u32>(), Err(SocketError::Closed)));
     }
 
     #[tokio::test]

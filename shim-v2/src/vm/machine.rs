@@ -3,10 +3,9 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +23,8 @@ use super::relay::{LastWords, relay};
 use super::sizing::Size;
 use super::streams::Streams;
 use crate::config::{Config, limits};
-use crate::host::process::{Child, How, Inheritance, Network};
+use crate::host::process::{Child, How};
+use crate::host::program::{Network, Program};
 use crate::host::{host_remedy, installed};
 
 /// Between two questions whether a guest that is not ready yet has halted. Nothing tells: a halt does not leave KVM_RUN
@@ -180,21 +180,24 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts the VMM, without a machine: it loads while the shim learns what is wanted.
+    /// Starts the VMM without a machine, in a cgroup; none: the shim's.
     ///
     /// # Errors
     /// See [`BootError`].
-    pub fn spawn(parts: Parts) -> Result<Self, BootError> {
+    pub fn spawn(parts: Parts, cgroup: Option<BorrowedFd<'_>>) -> Result<Self, BootError> {
         let (ours, theirs) = Socket::pair()?;
         let (sender, log) = pipe::pipe().map_err(BootError::Watch)?;
         let sender = sender.into_blocking_fd().map_err(BootError::Watch)?;
-        let mut command = Command::new(&parts.vmm);
-        command.args(["--control-fd", "3"]).env_clear().current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(sender);
-        let inheritance = Inheritance { descriptor: Some(theirs.as_fd()), network: Network::Host };
-        let process =
-            Child::spawn(command, &inheritance).map_err(|cause| BootError::Spawn { path: parts.vmm.clone(), cause })?;
-        drop(theirs);
+        let program = Program {
+            path: &parts.vmm,
+            arguments: &["--control-fd", "3"],
+            stderr: Some(sender.as_fd()),
+            descriptor: Some(theirs.as_fd()),
+            network: Network::Host,
+            cgroup,
+        };
+        let process = program.start().map_err(|cause| BootError::Spawn { path: parts.vmm.clone(), cause })?;
+        drop((sender, theirs));
         let last_words = LastWords::default();
         tokio::spawn(relay(log, "vmm", last_words.clone()));
         let streams = Arc::new(Streams::default());

@@ -51,7 +51,7 @@ fn boot(limits: &str) -> Result<Start, String> {
         let config = Config::parse(limits, "bench").unwrap();
         let console = directory.path().join("console");
         let start = Instant::now();
-        let machine = Machine::spawn(Parts::of_version(VERSION)).unwrap();
+        let machine = Machine::spawn(Parts::of_version(VERSION), None).unwrap();
         machine.boot(Size { memory_mib: 128, vcpus: 1 }, &config, &console).await.unwrap();
         let (_agent, health) = match machine.agent(&config, &console).await {
             Ok(answer) => answer,
