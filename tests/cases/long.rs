@@ -2,16 +2,11 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
 
 use containerd_shim_protos::TaskClient;
-use containerd_shim_protos::api::{DeleteRequest, ExecProcessRequest, StartRequest, WaitRequest};
 use husk_tests::ctr::{Detached, Runtime, must};
 use husk_tests::host::{leaves_nothing, processes_of};
-use husk_tests::husk::shim_of;
-use protobuf::MessageField;
-use protobuf::well_known_types::any::Any;
-use ttrpc::context::{Context, with_timeout};
+use husk_tests::husk::{exec_in, shim_of};
 
 use crate::busybox;
 use crate::document::document;
@@ -74,32 +69,9 @@ fn beside_the_agent(id: &str, root: &std::path::Path) -> Detached {
     Detached::of(id)
 }
 
-fn limit() -> Context {
-    with_timeout(i64::try_from(Duration::from_secs(120).as_nanos()).unwrap())
-}
-
 /// One exec, as containerd asks for it, without containerd and `ctr`.
 fn exec(shim: &TaskClient, id: &str, exec_id: &str) {
-    let process = r#"{"args":["/bin/true"],"cwd":"/","user":{"uid":0,"gid":0},"env":["PATH=/bin"]}"#;
-    let spec = Any {
-        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
-        value: process.as_bytes().to_vec(),
-        ..Any::default()
-    };
-    let (id, exec_id) = (id.to_owned(), exec_id.to_owned());
-    let request = ExecProcessRequest {
-        id: id.clone(),
-        exec_id: exec_id.clone(),
-        spec: MessageField::some(spec),
-        ..ExecProcessRequest::default()
-    };
-    shim.exec(limit(), &request).unwrap();
-    let request = StartRequest { id: id.clone(), exec_id: exec_id.clone(), ..StartRequest::default() };
-    assert_ne!(shim.start(limit(), &request).unwrap().pid, 0);
-    let request = WaitRequest { id: id.clone(), exec_id: exec_id.clone(), ..WaitRequest::default() };
-    assert_eq!(shim.wait(limit(), &request).unwrap().exit_status, 0);
-    let request = DeleteRequest { id, exec_id, ..DeleteRequest::default() };
-    assert_eq!(shim.delete(limit(), &request).unwrap().exit_status, 0);
+    assert_eq!(exec_in(shim, id, exec_id, &["/bin/true"], None), 0);
 }
 
 /// Kilobytes and descriptors of agent, shim and VMM.
