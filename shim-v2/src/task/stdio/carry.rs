@@ -170,7 +170,7 @@ impl Sink {
     fn new(output: Output) -> io::Result<Self> {
         Ok(match output {
             Output::File(file) => Self::File(file),
-            Output::Fifo { write, read } => {
+            Output::Fifo { write, read, .. } => {
                 Self::Pipe { write: watch_fd(write, Interest::WRITABLE)?, _read: Some(read) }
             }
             Output::Pipe(write) => Self::Pipe { write: watch_fd(write, Interest::WRITABLE)?, _read: None },

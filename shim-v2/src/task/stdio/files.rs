@@ -16,6 +16,8 @@ pub(super) enum Output {
         write: OwnedFd,
         /// What is only held.
         read: OwnedFd,
+        /// Where it is.
+        path: PathBuf,
     },
     /// A file, which never blocks for long, and which the event loop does not watch.
     File(OwnedFd),
@@ -88,7 +90,7 @@ fn output(name: &'static str, uri: &str) -> Result<Option<Output>, StdioError> {
     let stat = fstat(&read).map_err(|cause| StdioError::Open { name, path: path.clone(), cause: cause.into() })?;
     let write = open_file(name, &path, OFlags::WRONLY | OFlags::APPEND)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
-        Ok(Some(Output::Fifo { write, read }))
+        Ok(Some(Output::Fifo { write, read, path }))
     } else {
         Ok(Some(Output::File(write)))
     }

@@ -168,12 +168,12 @@ impl Stdio {
             held = Some(write);
             carriers.add(carry_in(read, announced));
         }
-        let mut carry = |output, name: &str, nonce: &mut Vec<u8>| {
+        let mut carry = |output, nonce: &mut Vec<u8>| {
             let (progress, receiver) = watch::channel(Progress::default());
             let flow = Flow(progress);
             if let Some(output) = output {
-                if matches!(output, Output::Fifo { .. }) {
-                    fifos.push(PathBuf::from(name.trim_start_matches("fifo://")));
+                if let Output::Fifo { path, .. } = &output {
+                    fifos.push(path.clone());
                 }
                 let announced = streams.announce().map_err(StdioError::Announce)?;
                 *nonce = announced.nonce();
@@ -181,8 +181,8 @@ impl Stdio {
             }
             Ok::<_, StdioError>(receiver)
         };
-        let stdout = carry(stdout, &names.stdout, &mut told.stdout_nonce)?;
-        let stderr = carry(stderr, &names.stderr, &mut told.stderr_nonce)?;
+        let stdout = carry(stdout, &mut told.stdout_nonce)?;
+        let stderr = carry(stderr, &mut told.stderr_nonce)?;
         let (stdin, fifos, logger) = (Mutex::new(held), Mutex::new(fifos), Mutex::new(logger));
         Ok((Self { stdin, stdout, stderr, carriers, fifos, logger }, told))
     }
