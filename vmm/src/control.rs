@@ -245,6 +245,7 @@ impl Server {
                     vcpus_to_guest_ns: ns(self.counters.vcpus_to_guest()),
                     guest_entered_at_ns: self.counters.entered_at_ns().unwrap_or(0),
                     tsc_khz: self.counters.tsc_khz(),
+                    net: std::collections::BTreeMap::new(),
                 })))
             }
             Request::AddShare(share) => {
@@ -264,6 +265,9 @@ impl Server {
             Request::LimitShare(share) => {
                 self.any_machine("limit_share")?.limit_share(share)?;
                 Ok(Some(Reply::Done))
+            }
+            Request::AddNet(_) | Request::SetCarrier { .. } | Request::RemoveNet { .. } => {
+                Err(RequestError::State { request: "net", state: self.state })
             }
             Request::Unlimit { owner } => {
                 self.any_machine("unlimit")?.unlimit(&owner);

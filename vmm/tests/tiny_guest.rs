@@ -104,6 +104,7 @@ impl Vmm {
             extra_cmdline: String::new(),
             guest_dials: vec![1024],
             console_limit: 4096,
+            net_windows: 0,
         };
         let fds = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
         self.ask_with(Request::Create(config), &fds)

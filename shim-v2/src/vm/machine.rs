@@ -222,6 +222,7 @@ impl Machine {
             extra_cmdline: config.vm.kernel_cmdline.clone(),
             guest_dials: vec![RPC_PORT, STREAM_PORT],
             console_limit: u64::from(config.vm.console_kib) * 1024,
+            net_windows: 0,
         };
         let descriptors = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
         self.control.ask("build the machine", Request::Create(machine), &descriptors).await?;
