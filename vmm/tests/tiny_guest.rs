@@ -268,6 +268,7 @@ fn what_cannot_be_is_refused_in_words() {
     assert!(failure(vmm.create(&elf(&SPIN), 1, 1)).contains("memory_mib 1"));
     assert!(
         failure(vmm.ask(Request::Create(MachineConfig {
+            net_windows: 0,
             memory_mib: 64,
             vcpus: 1,
             extra_cmdline: String::new(),
