@@ -19,6 +19,7 @@ pub mod events;
 pub mod features;
 pub mod host;
 pub mod logger;
+pub mod network;
 pub mod phases;
 pub mod rootfs;
 pub mod start;

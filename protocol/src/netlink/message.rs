@@ -167,6 +167,14 @@ impl Message {
         self
     }
 
+    /// The same with a fixed part, where an attribute begins with one.
+    #[must_use]
+    pub fn fixed(mut self, bytes: &[u8]) -> Self {
+        self.bytes.extend(bytes);
+        self.align();
+        self
+    }
+
     fn put(&mut self, kind: u16, value: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend([0; 2]);

@@ -71,7 +71,6 @@ impl NetlinkError {
 pub struct Socket {
     fd: OwnedFd,
     sequence: u32,
-    buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -104,7 +103,7 @@ impl Socket {
         // For people, and for filters of dumps: kernels without them do without.
         let _ = set_option(&fd, EXTENDED_ACK, 1);
         let _ = set_option(&fd, STRICT, 1);
-        Ok(Self { fd, sequence: 0, buffer: vec![0; DATAGRAM] })
+        Ok(Self { fd, sequence: 0 })
     }
 
     /// Asks for something to be done, and waits until it is.
@@ -113,9 +112,10 @@ impl Socket {
     /// The kernel's answer.
     pub fn ask(&mut self, message: Message) -> Result<(), NetlinkError> {
         let sequence = self.send(message, flags::ACK)?;
+        let mut buffer = vec![0; DATAGRAM];
         loop {
             let mut answer = None;
-            for_each(self.datagram()?, |header, payload| {
+            for_each(self.datagram(&mut buffer)?, |header, payload| {
                 if header.sequence == sequence && header.kind == kinds::ERROR {
                     answer = Some(outcome(header.flags, payload)?);
                 }
@@ -138,12 +138,13 @@ impl Socket {
         mut begin: impl FnMut() -> T,
         mut each: impl FnMut(&mut T, u16, &[u8]),
     ) -> Result<T, NetlinkError> {
+        let mut buffer = vec![0; DATAGRAM];
         for _ in 0..DUMPS {
             let mut listed = begin();
             let sequence = self.send(request.clone(), flags::DUMP)?;
             let (mut done, mut interrupted) = (false, false);
             while !done {
-                for_each(self.datagram()?, |header, payload| {
+                for_each(self.datagram(&mut buffer)?, |header, payload| {
                     if header.sequence != sequence || done {
                         return Ok(());
                     }
@@ -171,10 +172,11 @@ impl Socket {
     ///
     /// # Errors
     /// The socket's.
-    pub fn events(&mut self, mut each: impl FnMut(u16, &[u8])) -> Result<bool, NetlinkError> {
+    pub fn events(&self, mut each: impl FnMut(u16, &[u8])) -> Result<bool, NetlinkError> {
         let mut lost = false;
+        let mut buffer = vec![0; DATAGRAM];
         loop {
-            match self.datagram() {
+            match self.datagram(&mut buffer) {
                 Ok(bytes) => for_each(bytes, |header, payload| {
                     each(header.kind, payload);
                     Ok(())
@@ -196,10 +198,9 @@ impl Socket {
     }
 
     /// The next datagram.
-    fn datagram(&mut self) -> Result<&[u8], NetlinkError> {
-        let buffer = &mut self.buffer;
+    fn datagram<'a>(&self, buffer: &'a mut [u8]) -> Result<&'a [u8], NetlinkError> {
         let (_, length) = rustix::io::retry_on_intr(|| recv(&self.fd, &mut buffer[..], RecvFlags::TRUNC))?;
-        self.buffer.get(..length).ok_or_else(|| Malformed.into())
+        buffer.get(..length).ok_or_else(|| Malformed.into())
     }
 }
 

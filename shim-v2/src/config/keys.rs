@@ -144,6 +144,12 @@ sections! {
         console_kib: u32 = 64_u32, "0 to 16384", |value| *value <= 16384;
     }
 
+    /// The pod's network.
+    network: Network {
+        /// Interfaces of the pod's network namespace that there is room for in its machine.
+        interfaces: u8 = 8_u8, "0 to 16", |value| *value <= 16;
+    }
+
     /// How long something may take. What takes longer has failed: the error names the key.
     limits: Limits {
         /// From the machine's start to the agent's first answer, in seconds.

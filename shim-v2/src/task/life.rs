@@ -150,6 +150,10 @@ impl Life {
         if container.init.phase() != Phase::Created {
             return Err(TaskError::State { id: id.to_owned(), what: "start it", state: container.state() });
         }
+        // Whoever has waited for the namespace to be there has put interfaces into it since Create (`ctr run --cni`, nerdctl's hooks).
+        if let Some(network) = self.pod.network() {
+            network.settle().await?;
+        }
         if let Err(cause) = self.sandbox(id)?.agent.start_container(id, container.hooks.starting()).await {
             error!(container = id, stage = "start"; "{cause}");
             if let AgentError::Refused { .. } = cause {

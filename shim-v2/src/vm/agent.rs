@@ -238,6 +238,15 @@ impl AgentClient {
         self.answer("change the container's limits", updated).await.map(drop)
     }
 
+    /// Makes the guest's network; returns what could not be made as it was asked for.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn set_network(&self, request: rpc::SetNetworkRequest) -> Result<Vec<String>, AgentError> {
+        let made = self.client.set_network(self.context(), &request);
+        Ok(self.answer("make the pod's network", made).await?.warnings)
+    }
+
     /// What a container has used.
     ///
     /// # Errors
