@@ -53,12 +53,12 @@ pub fn set_up(socket: &mut Socket, index: u32) {
 pub fn packets(index: u32) -> File {
     // SAFETY: takes numbers; the address is initialised, of the length that is said, and only read.
     unsafe {
-        let all = (libc::ETH_P_ALL as u16).to_be();
+        let all = 3_u16.to_be(); // ETH_P_ALL
         let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(all));
         assert!(fd >= 0, "{}", std::io::Error::last_os_error());
         let file = File::from_raw_fd(fd);
         let mut address: libc::sockaddr_ll = std::mem::zeroed();
-        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
         address.sll_protocol = all;
         address.sll_ifindex = i32::try_from(index).unwrap();
         let length = u32::try_from(size_of::<libc::sockaddr_ll>()).unwrap();
