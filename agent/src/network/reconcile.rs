@@ -47,12 +47,16 @@ pub(super) fn reconcile(
     socket: &mut Socket,
     kind: &Kind,
     had: &mut Vec<Entry>,
-    wanted: Vec<Entry>,
+    mut wanted: Vec<Entry>,
     warnings: &mut Warnings,
 ) -> io::Result<()> {
-    let keys: HashSet<&[u8]> = wanted.iter().map(|entry| entry.key.as_slice()).collect();
-    let (before, old): (Vec<Entry>, _) =
-        std::mem::take(had).into_iter().partition(|entry| keys.contains(entry.key.as_slice()));
+    let mut keys = HashSet::new();
+    wanted.retain(|entry| keys.insert(entry.key.clone()));
+    let (before, mut old): (Vec<Entry>, Vec<Entry>) =
+        std::mem::take(had).into_iter().partition(|entry| keys.contains(&entry.key));
+    let slots = out_of_order(&before, &wanted);
+    let (again, before): (Vec<Entry>, Vec<Entry>) = before.into_iter().partition(|entry| slots.contains(&entry.slot));
+    old.extend(again);
     // Until it is known better, for a socket that fails.
     had.extend(before.iter().chain(&old).chain(&wanted).cloned());
     let before: HashMap<&[u8], &[u8]> =
@@ -97,6 +101,21 @@ pub(super) fn reconcile(
     let made = wanted.into_iter().zip(made).filter_map(|(entry, made)| made.then_some(entry));
     *had = stay.into_iter().chain(made).collect();
     Ok(())
+}
+
+/// The slots whose routes would not be in the order that is wanted: the kernel puts what is made behind what there is.
+fn out_of_order(before: &[Entry], wanted: &[Entry]) -> HashSet<Vec<u8>> {
+    let mut orders: HashMap<&[u8], [Vec<&[u8]>; 2]> = HashMap::new();
+    let there: HashSet<&[u8]> = before.iter().map(|entry| entry.key.as_slice()).collect();
+    let new = wanted.iter().filter(|entry| !there.contains(entry.key.as_slice()));
+    let orders_of = [before.iter().chain(new).collect::<Vec<_>>(), wanted.iter().collect()];
+    for (which, entries) in orders_of.into_iter().enumerate() {
+        for entry in entries.into_iter().filter(|entry| !entry.slot.is_empty()) {
+            orders.entry(&entry.slot).or_default()[which].push(&entry.key);
+        }
+    }
+    let differ = orders.into_iter().filter(|(_, [would_be, wanted])| would_be != wanted);
+    differ.map(|(slot, _)| slot.to_vec()).collect()
 }
 
 /// Takes what was made, or was there, out of `open`: what is left there has a refusal each.

@@ -220,7 +220,9 @@ fn a_peer_of_ipv6_has_its_route() {
         let peer = [0x20, 1, 0x0d, 0xb8, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
         let is_peers = |message: &[u8]| message[0] == 24 && message.windows(peer.len()).any(|bytes| bytes == peer);
         while !is_peers(&monitor.next(Duration::from_secs(20)).expect("the peer's route")) {}
+        let in_guest = Monitor::of(guest.namespace());
         guest.follow(host, &[("eth0", 3)]);
+        in_guest.wait_for_ipv6(1);
         host.ip("-6 route del 2001:db8:7::2 dev eth0");
         guest.follow(host, &[("eth0", 3)]);
     });
@@ -295,6 +297,24 @@ fn interfaces_come_and_go_and_a_containers_own_stay() {
         assert_eq!(guest.set(&host.request(&[("eth0", 3)])).unwrap(), Vec::<String>::new());
         assert_ne!(guest.plugs.by_window.lock().unwrap()[&3], first);
         assert!(guest.namespace().ip("-4 route").contains("10.5.0.0/24 dev eth0"));
+    });
+}
+
+#[test]
+fn of_routes_with_one_metric_the_first_is_the_hosts() {
+    in_namespaces(|host, guest| {
+        host.ip("add eth0\nlink set eth0 up\naddr add 10.0.0.1/24 dev eth0\nroute add default via 10.0.0.2");
+        for calls in [
+            "route append default via 10.0.0.3",
+            "route prepend default via 10.0.0.4",
+            "route replace default via 10.0.0.5",
+            "route del default via 10.0.0.5",
+        ] {
+            host.ip(calls);
+            guest.follow(host, &[("eth0", 3)]);
+            let list = "-4 route show default";
+            assert_eq!(guest.namespace().ip(list), host.ip(list), "{calls}");
+        }
     });
 }
 

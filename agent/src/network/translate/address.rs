@@ -72,7 +72,7 @@ pub(in super::super) fn address(message: &[u8], indices: &Indices) -> Result<Ent
     if let Some(lifetimes) = lifetimes {
         body.put(IFA_CACHEINFO, &lifetimes);
     }
-    Ok(Entry { body: body.finish(), key, text })
+    Ok(Entry { body: body.finish(), key, slot: Vec::new(), text })
 }
 
 /// The network that an address is in, on an interface.

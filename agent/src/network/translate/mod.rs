@@ -71,6 +71,8 @@ pub(super) struct Entry {
     pub(super) key: Vec<u8>,
     /// The message behind its header.
     pub(super) body: Vec<u8>,
+    /// Of those with the same, the kernel uses the first: routes of IPv4 with one destination and metric. Empty: it has no rivals.
+    pub(super) slot: Vec<u8>,
     /// What it is, for people.
     pub(super) text: String,
 }

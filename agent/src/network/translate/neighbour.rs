@@ -41,7 +41,7 @@ pub(in super::super) fn neighbour(message: &[u8], indices: &Indices) -> Result<E
     let whose = value(&attributes, NDA_DST).ok_or(Unfit::Other("it has no address"))?;
     let text = format!("{} {} on {name}", if proxy { "proxy for" } else { "neighbour" }, ip(whose));
     let body = body.finish();
-    Ok(Entry { key: body.clone(), body, text })
+    Ok(Entry { key: body.clone(), body, slot: Vec::new(), text })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! RTM_NEWROUTE: struct rtmsg, RTA_... (linux/rtnetlink.h).
 
 use super::super::attributes::{Attribute, Malformed, Writer, attributes, record, split};
-use super::{Entry, INET6, Indices, Unfit, address_len, ip, value};
+use super::{Entry, INET, INET6, Indices, Unfit, address_len, ip, value};
 
 const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
@@ -77,7 +77,15 @@ pub(in super::super) fn route(message: &[u8], indices: &Indices) -> Result<Vec<E
     let body = body.finish();
     let groups = if family == INET6 { hops.chunks(1).collect() } else { vec![&hops[..]] };
     let bodies = if hops.is_empty() { vec![body] } else { with_hops(&body, &groups) };
-    Ok(bodies.into_iter().map(|body| Entry { key: body.clone(), body, text: text.clone() }).collect())
+    let slot = if family == INET { slot(to, tos, table, &attributes) } else { Vec::new() };
+    let entry = |body: Vec<u8>| Entry { key: body.clone(), body, slot: slot.clone(), text: text.clone() };
+    Ok(bodies.into_iter().map(entry).collect())
+}
+
+/// What routes of IPv4 have in common of which the first is used.
+fn slot(to: u8, tos: u8, table: u32, attributes: &[Attribute<'_>]) -> Vec<u8> {
+    let priority = value(attributes, RTA_PRIORITY).unwrap_or(&[0; 4]);
+    [&[to, tos][..], &table.to_ne_bytes(), priority, value(attributes, RTA_DST).unwrap_or(&[0; 4])].concat()
 }
 
 /// A route, once for each group of next hops.
@@ -208,6 +216,7 @@ mod tests {
         assert_eq!(attributes.last().unwrap().raw_kind, 0x8000 | RTA_ENCAP);
         let key = key(&entry.body).unwrap();
         assert_eq!((key.table, key.interface, key.len), (100, Some(3), 8));
+        assert_eq!(entry.slot, [8, 0, 100, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0]);
     }
 
     #[test]

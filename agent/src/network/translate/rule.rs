@@ -39,7 +39,7 @@ pub(in super::super) fn rule(message: &[u8]) -> Result<Entry, Unfit> {
         return Err(Unfit::Own);
     }
     let body = body.finish();
-    Ok(Entry { key: body.clone(), body, text: format!("rule {number} of address family {family}") })
+    Ok(Entry { key: body.clone(), body, slot: Vec::new(), text: format!("rule {number} of address family {family}") })
 }
 
 /// Whether a rule that looks a table up for everything has the attribute: priority, suppressors, table, padding, protocol.
