@@ -8,9 +8,9 @@ use husk_protocol::agent::{
     Agent, CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse,
     DestroySandboxRequest, DestroySandboxResponse, ExecRequest, ExecResponse, FreezeRequest, FreezeResponse,
     HealthRequest, HealthResponse, NextEventsRequest, NextEventsResponse, ProcessesRequest, ProcessesResponse,
-    RemoveContainerRequest, RemoveContainerResponse, ResizeTerminalRequest, ResizeTerminalResponse, SignalRequest,
-    SignalResponse, StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse, UpdateContainerRequest,
-    UpdateContainerResponse,
+    RemoveContainerRequest, RemoveContainerResponse, ResizeTerminalRequest, ResizeTerminalResponse, SetNetworkRequest,
+    SetNetworkResponse, SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse, StatsRequest,
+    StatsResponse, UpdateContainerRequest, UpdateContainerResponse,
 };
 use husk_protocol::version;
 use protobuf::MessageField;
@@ -140,6 +140,12 @@ impl<D: Dial> Agent for Calls<D> {
     ) -> ttrpc::Result<RemoveContainerResponse> {
         self.remove(&request.id).await?;
         Ok(RemoveContainerResponse::default())
+    }
+
+    async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> ttrpc::Result<SetNetworkResponse> {
+        let service = Arc::clone(&self.0);
+        let warnings = whole("set the network", async move { service.network(request).await }).await?;
+        Ok(SetNetworkResponse { warnings, ..Default::default() })
     }
 
     async fn destroy_sandbox(

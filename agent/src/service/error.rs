@@ -7,6 +7,7 @@ use ttrpc::proto::Code;
 
 use crate::boot;
 use crate::container::{CgroupError, ContainerError, PlanError};
+use crate::network::NetworkError;
 
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,9 @@ pub enum ServiceError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// The guest's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A step of the boot that is done late.
     #[error(transparent)]
     Boot(#[from] boot::BootError),
@@ -100,7 +104,13 @@ impl From<ServiceError> for ttrpc::Error {
                 | ContainerError::Cgroup(CgroupError::InUse { .. }) => Code::FAILED_PRECONDITION,
                 _ => Code::UNKNOWN,
             },
-            ServiceError::Cgroup { .. } | ServiceError::Guest { .. } | ServiceError::Boot(_) => Code::INTERNAL,
+            ServiceError::Network(NetworkError::Message { .. } | NetworkError::Invalid { .. }) => {
+                Code::INVALID_ARGUMENT
+            }
+            ServiceError::Network(_)
+            | ServiceError::Cgroup { .. }
+            | ServiceError::Guest { .. }
+            | ServiceError::Boot(_) => Code::INTERNAL,
         };
         Self::RpcStatus(ttrpc::get_status(code, error.to_string()))
     }
