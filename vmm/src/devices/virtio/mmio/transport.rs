@@ -150,9 +150,10 @@ impl Transport {
         self.window.keep_free();
     }
 
-    /// The guest reads `data.len()` bytes at `offset` of the window: where KVM cannot show it the memory itself.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        self.window.read(offset, data);
+    /// What the guest reads: where KVM cannot show it the memory itself.
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        &self.window
     }
 
     fn status(&self, registers: &Registers) -> u32 {

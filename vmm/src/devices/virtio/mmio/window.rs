@@ -110,7 +110,7 @@ impl Window {
     }
 
     /// A read of any width, as the guest's own from the memory would be.
-    pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
         let place = self.place(offset).filter(|at| at + data.len() <= self.start + SIZE);
         let read = place.map(|at| self.memory.as_volatile_slice().read_slice(data, at));
         if !matches!(read, Some(Ok(()))) {
