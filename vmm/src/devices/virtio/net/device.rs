@@ -45,6 +45,8 @@ const _: () = assert!(MAX_PAIRS <= 16);
 
 /// virtio-net: see [`super`].
 pub struct Net {
+    /// What the shim calls it, in log lines.
+    name: String,
     mac: [u8; 6],
     max_mtu: u16,
     taps: Vec<Tap>,
@@ -99,8 +101,8 @@ impl Net {
         let timer = if sent.any() || received.any() { Some(Timer::new()?) } else { None };
         let shared = Arc::new(Shared::default());
         shared.carrier.store(net.carrier, Ordering::SeqCst);
-        let (mac, max_mtu) = (net.mac, net.max_mtu);
-        Ok(Self { mac, max_mtu, taps, uso, shared, sent, received, timer, restored: None, active: None })
+        let (name, mac, max_mtu) = (net.name.clone(), net.mac, net.max_mtu);
+        Ok(Self { name, mac, max_mtu, taps, uso, shared, sent, received, timer, restored: None, active: None })
     }
 
     /// A device that goes on from `state`; what is not the guest's, the rates, is given as in [`Net::new`].
@@ -187,7 +189,7 @@ impl Net {
         let (Some(active), Some(timer)) = (&mut self.active, &self.timer) else { return Ok(()) };
         if active.rings_at.is_none_or(|at| at > until) {
             timer.ring_at(until).map_err(|cause| {
-                error!("net: cannot wait for a limit: {cause}");
+                error!("{}: cannot wait for a limit: {cause}", self.name);
                 QueueError::Request { index: 0, cause: "the host cannot wait for the limits of its interface" }
             })?;
             active.rings_at = Some(until);
@@ -198,7 +200,7 @@ impl Net {
     /// The tap is gone: nothing comes from it any more, what the guest sends goes nowhere, and it has no carrier.
     fn lose(&mut self, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
         if !self.shared.gone.swap(true, Ordering::SeqCst) {
-            warn!("net: the tap is gone");
+            warn!("{}: the tap is gone", self.name);
         }
         let Some(active) = &mut self.active else { return Ok(()) };
         let used = active.used;
@@ -224,18 +226,18 @@ impl Net {
             unwatch(&self.taps[active.used..=active.used], ops);
             if let Err(cause) = self.taps[active.used].attach(false) {
                 // Packets that come to it wait for the guest to use it again.
-                warn!("net: cannot detach a queue of the tap: {cause}");
+                warn!("{}: cannot detach a queue of the tap: {cause}", self.name);
                 return false;
             }
         }
         while active.used < count {
             let tap = &mut self.taps[active.used];
             if let Err(cause) = tap.attach(true) {
-                warn!("net: cannot attach a queue of the tap: {cause}");
+                warn!("{}: cannot attach a queue of the tap: {cause}", self.name);
                 return false;
             }
             if let Err(cause) = watch(tap, active.used, ops) {
-                warn!("net: cannot watch a queue of the tap: {cause}");
+                warn!("{}: cannot watch a queue of the tap: {cause}", self.name);
                 return false;
             }
             active.used += 1;
@@ -258,7 +260,7 @@ impl Net {
             Command::Offloads(offloads) => match self.set_offloads(offloads) {
                 Ok(()) => true,
                 Err(cause) => {
-                    warn!("net: cannot set the tap's offloads: {cause}");
+                    warn!("{}: cannot set the tap's offloads: {cause}", self.name);
                     false
                 }
             },
@@ -311,7 +313,7 @@ impl Device for Net {
         match self.set_offloads(offloads) {
             Ok(()) if self.use_pairs(pairs.into(), ops) => Ok(()),
             // It went while there was no driver.
-            Err(cause) if Failed::of(&cause) == Failed::Gone => {
+            Err(cause) if Failed::writing(&cause) == Failed::Gone => {
                 self.lose(ops).map_err(|cause| ActivateError::Host(io::Error::other(cause)))
             }
             Err(cause) => Err(ActivateError::Host(cause)),
@@ -329,7 +331,7 @@ impl Device for Net {
         if let Some(timer) = &self.timer
             && let Err(cause) = ops.remove(Events::empty(timer))
         {
-            warn!("net: cannot stop watching the timer: {cause}");
+            warn!("{}: cannot stop watching the timer: {cause}", self.name);
         }
         if self.shared.gone.load(Ordering::SeqCst) {
             return;
@@ -338,7 +340,7 @@ impl Device for Net {
         let reset = taps.next().map_or(Ok(()), |first| first.set_offloads(0));
         // The next driver begins with one pair.
         if let Err(cause) = taps.fold(reset, |result, tap| result.and(tap.attach(false))) {
-            warn!("net: cannot reset the tap: {cause}");
+            warn!("{}: cannot reset the tap: {cause}", self.name);
         }
     }
 

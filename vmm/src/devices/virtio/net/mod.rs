@@ -47,3 +47,5 @@ enum Progress {
 
 #[cfg(test)]
 mod bench;
+#[cfg(test)]
+pub(crate) mod namespace;

@@ -144,7 +144,7 @@ impl Receiver {
                         None => shared.received.dropped.add(1),
                     }
                 }
-                Err(cause) => match Failed::of(&cause) {
+                Err(cause) => match Failed::reading(&cause) {
                     Failed::WouldBlock => {
                         self.readable = false;
                         return Ok(Progress::Idle);
@@ -192,7 +192,9 @@ impl Receiver {
         // SAFETY: header and spill are ours and live longer than the call; the chains' bytes are inside guest memory, which is
         // never unmapped while a device has it.
         let read = unsafe { self.places.read(tap) }?;
-        let len = u32::try_from(read).unwrap_or(u32::MAX).saturating_sub(header::LEN);
+        // Less than a header is nothing that a tap gives.
+        let len = u32::try_from(read).ok().and_then(|read| read.checked_sub(header::LEN));
+        let len = len.ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok((Header::parse(header), len, len.min(room)))
     }
 

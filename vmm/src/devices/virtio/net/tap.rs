@@ -173,14 +173,25 @@ fn done(result: libc::c_int) -> io::Result<()> {
 }
 
 impl Failed {
-    /// What the error of a read or write means (`tun_get_user`, `tun_do_read`).
-    pub(super) fn of(cause: &io::Error) -> Self {
+    /// What the error of a write means (`tun_get_user`).
+    pub(super) fn writing(cause: &io::Error) -> Self {
         match cause.raw_os_error() {
             Some(libc::EAGAIN) => Self::WouldBlock,
             // EBADFD: the queue has no interface any more.
             Some(libc::EBADFD | libc::EBADF | libc::ENODEV | libc::ENXIO) => Self::Gone,
             // EINVAL, EFAULT, EMSGSIZE: the packet; ENOBUFS, ENOMEM, EIO (the interface is down): the host, now.
             _ => Self::Packet,
+        }
+    }
+
+    /// What the error of a read means (`tun_do_read`).
+    pub(super) fn reading(cause: &io::Error) -> Self {
+        match cause.raw_os_error() {
+            Some(libc::EAGAIN) => Self::WouldBlock,
+            // The packet is out of the queue.
+            Some(libc::EINVAL | libc::EFAULT) => Self::Packet,
+            // EBADFD; and after no other error is it known that the next read does not fail in the same way.
+            _ => Self::Gone,
         }
     }
 }

@@ -134,8 +134,8 @@ impl Transmitter {
             // unmapped while a device has it.
             match unsafe { self.places.write(tap) } {
                 Ok(_) => return Sent::Yes(len),
-                Err(cause) if Failed::of(&cause) == Failed::WouldBlock => {}
-                Err(cause) => return Sent::No(Failed::of(&cause)),
+                Err(cause) if Failed::writing(&cause) == Failed::WouldBlock => {}
+                Err(cause) => return Sent::No(Failed::writing(&cause)),
             }
         }
         Sent::No(Failed::WouldBlock)

