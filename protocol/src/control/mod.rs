@@ -62,7 +62,8 @@ pub enum Request {
         /// It has.
         carrier: bool,
     },
-    /// Takes a network device away. The agent has taken it from its driver before: what it does afterwards goes nowhere.
+    /// Takes a network device away. The agent has taken it from its driver before: what it does afterwards goes nowhere. The tap's
+    /// descriptors are closed a moment after the answer.
     RemoveNet {
         /// As in [`Net::name`].
         name: String,
@@ -109,16 +110,16 @@ pub struct Net {
     pub received: NetRate,
 }
 
-/// How much of the network, at most; 0: without a limit.
+/// How much of the network, at most.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetRate {
-    /// Bytes in a second.
+    /// Bytes in a second; 0: without a limit.
     pub bytes: u64,
-    /// Bytes at once, after a rest.
+    /// Bytes at once, after a rest; 0: those of a tenth of a second.
     pub burst_bytes: u64,
-    /// Packets in a second.
+    /// Packets in a second; 0: without a limit.
     pub packets: u64,
-    /// Packets at once, after a rest.
+    /// Packets at once, after a rest; 0: those of a tenth of a second.
     pub burst_packets: u64,
 }
 

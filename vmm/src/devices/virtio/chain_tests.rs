@@ -133,9 +133,8 @@ fn places_are_those_of_the_bytes_and_bounded() {
     memory.read_slice(&mut got, GuestAddress(DATA + 0x200)).unwrap();
     assert_eq!(&got, &[b'2', b'3', b'4', 0]);
     // No more than a system call takes.
-    while places.has_room(1) {
-        assert_eq!(chain.readable_places(&memory, 0, 1, &mut places), 1);
-    }
+    places.clear();
+    assert_eq!((0..2000).map(|_| chain.readable_places(&memory, 0, 1, &mut places)).sum::<u32>(), 1023);
     assert_eq!(chain.readable_places(&memory, 0, 1, &mut places), 0);
     ours.read_exact(&mut bytes[..4]).unwrap();
 }

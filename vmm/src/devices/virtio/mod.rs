@@ -8,6 +8,7 @@ pub mod chain;
 pub mod device;
 pub mod fs;
 pub mod mmio;
+pub mod net;
 pub mod pace;
 pub mod queue;
 pub mod rng;

@@ -147,12 +147,13 @@ impl Transport {
     /// The device goes: it has let go of its queues and signals no more when this returns. The window is nobody's then.
     pub fn retire(self) {
         self.reset(&mut self.registers.lock().unwrap_or_else(PoisonError::into_inner));
-        self.window.keep_free();
+        self.window.free();
     }
 
-    /// The guest reads `data.len()` bytes at `offset` of the window: where KVM cannot show it the memory itself.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        self.window.read(offset, data);
+    /// What the guest reads: where KVM cannot show it the memory itself.
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        &self.window
     }
 
     fn status(&self, registers: &Registers) -> u32 {

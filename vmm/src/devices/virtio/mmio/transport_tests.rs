@@ -83,7 +83,7 @@ fn bench() -> Bench {
 impl Bench {
     fn get(&self, offset: u64) -> u32 {
         let mut data = [0xff; 4];
-        self.transport.read(offset, &mut data);
+        self.transport.window().read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
@@ -137,11 +137,11 @@ fn says_what_it_is() {
     assert_eq!(bench.get(reg::QUEUE_NUM_MAX), 0);
     // Drivers read the configuration in any width, past its end too; and a register, which is memory.
     let mut pair = [0xff; 2];
-    bench.transport.read(reg::CONFIG + 4, &mut pair);
+    bench.transport.window().read(reg::CONFIG + 4, &mut pair);
     assert_eq!(pair, [5, 0]);
-    bench.transport.read(reg::CONFIG + 0xeff, &mut pair);
+    bench.transport.window().read(reg::CONFIG + 0xeff, &mut pair);
     assert_eq!(pair, [0, 0]);
-    bench.transport.read(reg::MAGIC_VALUE, &mut pair);
+    bench.transport.window().read(reg::MAGIC_VALUE, &mut pair);
     assert_eq!(&pair, b"vi");
     assert_eq!(bench.get(reg::SHM_LEN_LOW), u32::MAX);
 }
