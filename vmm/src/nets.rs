@@ -98,9 +98,9 @@ impl Nets {
         let line = EventFd::new(EFD_NONBLOCK).map_err(host)?;
         let transport =
             Transport::new("net", identity, Arc::clone(&self.memory), handle.mailbox(), place.window.clone(), line);
-        let transport = transport.map_err(host).inspect_err(|_| place.window.keep_free())?;
+        let transport = transport.map_err(host).inspect_err(|_| place.window.free())?;
         if let Err(cause) = self.wires.connect(vm, &place, &transport) {
-            place.window.keep_free();
+            place.window.free();
             return Err(NetsError::Kvm { name: name(), cause });
         }
         self.bus.place(place.index, Some(transport));
@@ -122,7 +122,8 @@ impl Nets {
         set.map_err(|cause| NetsError::Device { name: name.to_owned(), cause })
     }
 
-    /// Takes a device away: no vCPU reaches it, KVM forgets it, it lets go of the guest's memory, and its window is free.
+    /// Takes a device away: no vCPU reaches it, KVM forgets it, it lets go of the guest's memory, and its window is free. Its thread closes
+    /// the tap a moment later: that takes locks of the host, which nobody waits for here.
     ///
     /// # Errors
     /// There is none of that name.

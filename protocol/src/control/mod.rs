@@ -62,7 +62,8 @@ pub enum Request {
         /// It has.
         carrier: bool,
     },
-    /// Takes a network device away. The agent has taken it from its driver before: what it does afterwards goes nowhere.
+    /// Takes a network device away. The agent has taken it from its driver before: what it does afterwards goes nowhere. The tap's
+    /// descriptors are closed a moment after the answer.
     RemoveNet {
         /// As in [`Net::name`].
         name: String,

@@ -147,7 +147,7 @@ impl Transport {
     /// The device goes: it has let go of its queues and signals no more when this returns. The window is nobody's then.
     pub fn retire(self) {
         self.reset(&mut self.registers.lock().unwrap_or_else(PoisonError::into_inner));
-        self.window.keep_free();
+        self.window.free();
     }
 
     /// What the guest reads: where KVM cannot show it the memory itself.

@@ -99,14 +99,19 @@ impl Window {
         }
     }
 
-    /// A window without a device (virtio 1.2, 4.2.2: DeviceID 0): drivers leave it alone.
+    /// Makes zeroes a window without a device (virtio 1.2, 4.2.2: DeviceID 0): drivers leave it alone.
     pub fn keep_free(&self) {
+        self.set(reg::MAGIC_VALUE, reg::MAGIC);
+        self.set(reg::VERSION, reg::LAYOUT_VERSION);
+    }
+
+    /// Makes it one again, after a device.
+    pub fn free(&self) {
         // First, so that nobody takes what is left of a device for one.
         self.set(reg::DEVICE_ID, 0);
         let rest = (0..SIZE as u64).step_by(4).filter(|offset| ![reg::MAGIC_VALUE, reg::VERSION].contains(offset));
         rest.for_each(|offset| self.set(offset, 0));
-        self.set(reg::MAGIC_VALUE, reg::MAGIC);
-        self.set(reg::VERSION, reg::LAYOUT_VERSION);
+        self.keep_free();
     }
 
     /// A read of any width, as the guest's own from the memory would be.
@@ -166,7 +171,7 @@ mod tests {
         let (first, second) = (windows.window(0).unwrap(), windows.window(1).unwrap());
         (0..0x1000).step_by(4).for_each(|offset| first.set(offset, 0xffff_ffff));
         second.set(0, 5);
-        first.keep_free();
+        first.free();
         let left: Vec<_> = (0..0x1000).step_by(4).filter(|offset| first.get(*offset) != 0).collect();
         assert_eq!((left, first.get(0), first.get(4), second.get(0)), (vec![0, 4], 0x7472_6976, 2, 5));
     }

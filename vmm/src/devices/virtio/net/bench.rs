@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use event_manager::{EventManager, SubscriberOps};
+use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use husk_protocol::control;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
@@ -268,6 +268,7 @@ impl Ring {
 /// A device with its driver.
 pub struct Bench {
     pub events: EventManager<Runner<Net>>,
+    id: SubscriberId,
     pub mailbox: Mailbox,
     pub memory: Arc<GuestRam>,
     pub interrupts: Arc<Interrupts>,
@@ -306,8 +307,12 @@ impl Bench {
         let shared = device.shared();
         let (runner, mailbox) = Runner::new("net", device).unwrap();
         let mut events = EventManager::new().unwrap();
-        events.add_subscriber(runner);
-        Self { events, mailbox, memory, interrupts: Arc::default(), rings, shared, features }
+        let id = events.add_subscriber(runner);
+        Self { events, id, mailbox, memory, interrupts: Arc::default(), rings, shared, features }
+    }
+
+    pub fn device(&mut self) -> &mut Net {
+        self.events.subscriber_mut(self.id).unwrap().device_mut()
     }
 
     pub fn activate(&mut self) {

@@ -12,7 +12,7 @@ use log::{error, warn};
 use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 
 use super::super::device::{ActivateError, Activation, Device, Identity, Signal};
-use super::super::pace::Timer;
+use super::super::pace::{Pace, Timer};
 use super::super::queue::QueueError;
 use super::super::runner::DEVICE_EVENTS;
 use super::Progress;
@@ -39,6 +39,9 @@ const PACKETS_SIZE: u16 = 256;
 const COMMANDS_SIZE: u16 = 16;
 /// Where the status stands in the configuration space (virtio 1.2, 5.1.4).
 pub(super) const STATUS_OFFSET: u64 = 6;
+/// How often a guest changes the tap (its offloads, the queues in use, resets), at most: in a second, and at once. Each change takes
+/// the lock that all interfaces of the host share (rtnl), and some wait for all its CPUs; an honest driver makes two when it begins.
+const CHANGES: (u64, u64) = (10, 100);
 /// The tap's queues have the event data of the pairs; then comes the timer.
 const TIMER: u32 = DEVICE_EVENTS + 16;
 const _: () = assert!(MAX_PAIRS <= 16);
@@ -57,6 +60,8 @@ pub struct Net {
     received: Limits,
     /// Rings when a limit lets packets through again; none: there are no limits.
     timer: Option<Timer>,
+    /// How often the guest may still change the tap.
+    changes: Pace,
     /// What the driver had set when the device was saved, until it is active again.
     restored: Option<DriverState>,
     /// Present while the device is active.
@@ -102,7 +107,9 @@ impl Net {
         let shared = Arc::new(Shared::default());
         shared.carrier.store(net.carrier, Ordering::SeqCst);
         let (name, mac, max_mtu) = (net.name.clone(), net.mac, net.max_mtu);
-        Ok(Self { name, mac, max_mtu, taps, uso, shared, sent, received, timer, restored: None, active: None })
+        let changes = Pace::new(CHANGES.0, now).with_burst(CHANGES.1);
+        let (restored, active) = (None, None);
+        Ok(Self { name, mac, max_mtu, taps, uso, shared, sent, received, timer, changes, restored, active })
     }
 
     /// A device that goes on from `state`; what is not the guest's, the rates, is given as in [`Net::new`].
@@ -213,6 +220,16 @@ impl Net {
         (0..self.taps.len()).try_for_each(|pair| self.run(pair, ops))
     }
 
+    /// Whether the guest may change the tap now; counts it if so.
+    fn may_change(&mut self) -> bool {
+        let now = Instant::now();
+        let may = self.changes.ready_at().is_none_or(|at| at <= now);
+        if may {
+            self.changes.take(1, now);
+        }
+        may
+    }
+
     /// Lets the guest use so many pairs; false: it cannot.
     fn use_pairs(&mut self, count: usize, ops: &mut EventOps<'_>) -> bool {
         let Some(active) = self.active.as_mut().filter(|_| !self.shared.gone.load(Ordering::SeqCst)) else {
@@ -256,6 +273,7 @@ impl Net {
     fn obey(&mut self, command: Command, ops: &mut EventOps<'_>) -> bool {
         match command {
             Command::Filter => true,
+            Command::Pairs(_) | Command::Offloads(_) if !self.may_change() => false,
             Command::Pairs(count) => self.use_pairs(count.into(), ops),
             Command::Offloads(offloads) => match self.set_offloads(offloads) {
                 Ok(()) => true,
@@ -292,6 +310,10 @@ impl Device for Net {
         let control = queues.pop().filter(|_| features & features::CTRL_VQ != 0);
         if let Some(missing) = control.iter().chain(queues.iter().take(2)).find(|queue| !queue.ready()) {
             return Err(ActivateError::QueueNotReady(missing.index()));
+        }
+        // Before it is active: a reset of what is not changes nothing either.
+        if !self.may_change() {
+            return Err(ActivateError::Host(io::Error::other("the guest resets its network device too often")));
         }
         let control = control.map(|queue| (queue.index(), Control::new(queue, Arc::clone(&memory), features)));
         let mut pairs = Vec::with_capacity(known);

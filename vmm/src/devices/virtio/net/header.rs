@@ -17,6 +17,10 @@ const GSO_ECN: u8 = flag(bits::VIRTIO_NET_HDR_GSO_ECN);
 /// The smallest segments that a sane TCP sends: Linux's smallest maximum of 48 without 40 bytes of options
 /// (`TCP_MIN_GSO_SIZE`). Each segment becomes a packet of the host: of a large packet, a guest could make 65,000.
 const MIN_GSO_SIZE: u16 = 8;
+/// Datagrams that a UDP socket sends at once, at most (`UDP_MAX_SEGMENTS`).
+const MAX_DATAGRAMS: u32 = 128;
+/// Bytes of UDP's header.
+const UDP_HEADER: u32 = 8;
 
 /// The constants are of C's type for numbers; the fields have a byte.
 const fn flag(value: u32) -> u8 {
@@ -68,12 +72,15 @@ impl Header {
         let (kind, ecn) = (self.gso_type & !GSO_ECN, self.gso_type & GSO_ECN != 0);
         let allowed = match kind {
             GSO_NONE => return (!ecn).then_some(self.only(NEEDS_CSUM)),
-            GSO_TCPV4 => has(feature::HOST_TSO4),
-            GSO_TCPV6 => has(feature::HOST_TSO6),
-            GSO_UDP_L4 => has(feature::HOST_USO) && !ecn,
+            GSO_TCPV4 => has(feature::HOST_TSO4) && self.gso_size >= MIN_GSO_SIZE,
+            GSO_TCPV6 => has(feature::HOST_TSO6) && self.gso_size >= MIN_GSO_SIZE,
+            GSO_UDP_L4 => {
+                let data = len.saturating_sub(u32::from(self.csum_start) + UDP_HEADER);
+                has(feature::HOST_USO) && !ecn && data <= MAX_DATAGRAMS * u32::from(self.gso_size)
+            }
             _ => false,
         };
-        let allowed = allowed && needs_csum && self.gso_size >= MIN_GSO_SIZE && (!ecn || has(feature::HOST_ECN));
+        let allowed = allowed && needs_csum && self.gso_size > 0 && (!ecn || has(feature::HOST_ECN));
         allowed.then_some(self.only(NEEDS_CSUM))
     }
 

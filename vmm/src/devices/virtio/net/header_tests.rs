@@ -24,6 +24,11 @@ fn what_a_guest_may_send_passes_and_nothing_else() {
     let checksum = Header { gso_type: 0, hdr_len: 0, gso_size: 0, ..tcp() };
     assert_eq!(checksum.of_guest(feature::CSUM, 52), Some(checksum));
 
+    let udp = Header { gso_type: 5, gso_size: 4, csum_offset: 6, ..tcp() };
+    assert_eq!(udp.of_guest(ALL, 34 + 8 + 512), Some(udp));
+    assert_eq!(udp.of_guest(ALL, 34 + 8 + 513), None);
+    assert_eq!(Header { gso_size: 0, ..udp }.of_guest(ALL, 42), None);
+
     let refused =
         |header: Header, features: u64, len: u32| assert_eq!(header.of_guest(features, len), None, "{header:?}");
     refused(checksum, ALL & !feature::CSUM, 60);

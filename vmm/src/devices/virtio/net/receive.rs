@@ -62,8 +62,8 @@ impl Receiver {
             chains: VecDeque::new(),
             room: 0,
             places: Vectors::default(),
-            // Zeroes that nobody has touched are no memory yet.
-            spill: vec![0; MAX_FRAME as usize],
+            // Zeroes that nobody has touched are no memory yet. One more, so that a frame that is too long is seen as one.
+            spill: vec![0; MAX_FRAME as usize + 1],
             expected: 0,
             held: None,
             used: Vec::new(),
@@ -110,51 +110,55 @@ impl Receiver {
     ) -> Result<Progress, QueueError> {
         self.queue.disable_notification()?;
         for _ in 0..BATCH {
+            if self.held.is_none() {
+                if !self.readable {
+                    return Ok(Progress::Idle);
+                }
+                if let Some(until) = limits.wait(&shared.held_back) {
+                    return Ok(Progress::Wait(until));
+                }
+                self.gather(u64::from(header::LEN) + u64::from(self.expected))?;
+                if self.chains.is_empty() {
+                    // Only now is a notification worth its exit: there is something to give, and nowhere to put it.
+                    if !self.queue.enable_notification()? {
+                        return Ok(Progress::Idle);
+                    }
+                    // Buffers came meanwhile. It counts, so a guest that moves the index to and fro gets nowhere.
+                    continue;
+                }
+                match self.read(tap) {
+                    Ok(read) => self.hold(read, offloads, limits, shared),
+                    Err(cause) => match Failed::reading(&cause) {
+                        Failed::WouldBlock => {
+                            self.readable = false;
+                            return Ok(Progress::Idle);
+                        }
+                        Failed::Packet => shared.received.dropped.add(1),
+                        Failed::Gone => return Ok(Progress::Gone),
+                    },
+                }
+            }
             if let Some(held) = self.held.take() {
                 self.held = self.deliver(held, shared)?;
                 if self.held.is_some() && !self.queue.enable_notification()? {
                     return Ok(Progress::Idle);
                 }
-                // Buffers that came meanwhile count, so a guest that moves the index to and fro gets nowhere.
-                continue;
-            }
-            if !self.readable {
-                return Ok(Progress::Idle);
-            }
-            if let Some(until) = limits.wait(&shared.held_back) {
-                return Ok(Progress::Wait(until));
-            }
-            self.gather(u64::from(header::LEN) + u64::from(self.expected))?;
-            if self.chains.is_empty() {
-                // Only now is a notification worth its exit: there is something to give, and nowhere to put it.
-                if !self.queue.enable_notification()? {
-                    return Ok(Progress::Idle);
-                }
-                continue;
-            }
-            match self.read(tap) {
-                Ok((header, len, placed)) => {
-                    // As it falls slowly, small packets between large ones do not send each large one through the spill.
-                    self.expected = len.max(self.expected - self.expected.div_ceil(16));
-                    match header.for_guest(offloads).filter(|_| len <= MAX_FRAME) {
-                        Some(header) => {
-                            limits.take(len);
-                            self.held = Some(Held { header, len, placed });
-                        }
-                        None => shared.received.dropped.add(1),
-                    }
-                }
-                Err(cause) => match Failed::reading(&cause) {
-                    Failed::WouldBlock => {
-                        self.readable = false;
-                        return Ok(Progress::Idle);
-                    }
-                    Failed::Packet => shared.received.dropped.add(1),
-                    Failed::Gone => return Ok(Progress::Gone),
-                },
             }
         }
         Ok(Progress::More)
+    }
+
+    /// Takes a packet that was read, if it is one that the guest takes.
+    fn hold(&mut self, read: Held, offloads: u64, limits: &mut Limits, shared: &Shared) {
+        // As it falls slowly, small packets between large ones do not send each large one through the spill.
+        self.expected = read.len.min(MAX_FRAME).max(self.expected - self.expected.div_ceil(16));
+        match read.header.for_guest(offloads).filter(|_| read.len <= MAX_FRAME) {
+            Some(header) => {
+                limits.take(read.len);
+                self.held = Some(Held { header, ..read });
+            }
+            None => shared.received.dropped.add(1),
+        }
     }
 
     /// Pops buffers until they have `wanted` bytes, as far as there are any.
@@ -173,8 +177,8 @@ impl Receiver {
         Ok(())
     }
 
-    /// Reads a packet: its header, how long its frame is, and how much of that is in the guest's buffers.
-    fn read(&mut self, tap: &Tap) -> io::Result<(Header, u32, u32)> {
+    /// Reads a packet.
+    fn read(&mut self, tap: &Tap) -> io::Result<Held> {
         let mut header = [0; header::LEN as usize];
         self.places.clear();
         self.places.push(header.as_mut_ptr(), header.len());
@@ -195,7 +199,7 @@ impl Receiver {
         // Less than a header is nothing that a tap gives.
         let len = u32::try_from(read).ok().and_then(|read| read.checked_sub(header::LEN));
         let len = len.ok_or(io::ErrorKind::UnexpectedEof)?;
-        Ok((Header::parse(header), len, len.min(room)))
+        Ok(Held { header: Header::parse(header), len, placed: len.min(room) })
     }
 
     /// Gives the guest a packet; returns it when it lacks buffers.

@@ -238,7 +238,7 @@ fn the_guest_chooses_how_many_queues_get_packets() {
             bench.run();
             [0, 2, 4].into_iter().map(|queue| std::iter::from_fn(|| bench.receive(queue)).count()).sum()
         };
-        for round in 0..3 {
+        for round in 0..2 {
             [0, 2, 4].into_iter().for_each(|queue| bench.fill(queue, 1526, 100));
             for pairs in [1, 3, 2, 3, 1] {
                 assert_eq!(bench.command(&[4, 0, pairs, 0]), 0);
@@ -346,31 +346,45 @@ fn it_goes_on_from_what_was_saved() {
         [0, 2].into_iter().for_each(|queue| bench.fill(queue, 1526, 50));
         assert_eq!(bench.command(&[4, 0, 2, 0]), 0);
         assert_eq!(bench.command(&[5, 0, 0x82, 0, 0, 0, 0, 0, 0, 0]), 0);
+        // It leaves buffers behind that the device has popped already.
         let (header, packet) = tcp(20_000);
-        host.send(header, &packet);
-        bench.run();
-        assert_eq!([0, 2].into_iter().filter_map(|queue| bench.receive(queue)).count(), 1);
+        let (_, small) = tcp(100);
+        for (header, packet) in [(header, &packet), (PLAIN, &small)] {
+            host.send(header, packet);
+            bench.run();
+            assert_eq!([0, 2].into_iter().filter_map(|queue| bench.receive(queue)).count(), 1);
+        }
+        let state = bench.device().save();
+        assert_eq!(state.driver, Some(DriverState { pairs: 2, offloads: 0x82 }));
 
-        // The runner is in the event loop: a second device saves what this one would.
-        let net = bench::net();
         let Bench { memory, rings, features, events, .. } = bench;
         drop(events);
-        let mut device = Net::new(&net, taps(2)).unwrap();
-        assert_eq!(device.save().driver, None);
-        device.restored = Some(DriverState { pairs: 2, offloads: 0x82 });
+        let device = Net::restore(&state, &bench::net(), taps(2)).unwrap();
+        // The rings go on where their driver is: a buffer that was not given back would be missing.
         let mut bench = Bench::around(device, features, memory, rings);
         bench.activate();
         let host = Host::new(IPV4, true);
-        // Both pairs get packets, and those that the guest takes.
-        for queue in [0, 2] {
-            while bench.rings[queue].used().is_some() {}
+        for _ in 0..2 {
+            host.send(header, &packet);
+            bench.run();
+            let got: Vec<_> = [0, 2].into_iter().filter_map(|queue| bench.receive(queue)).collect();
+            assert_eq!(got.len(), 1);
+            assert!(got[0].1[54..] == packet[54..] && got[0].0.gso_type == 1);
         }
-        host.send(header, &packet);
-        bench.run();
-        let got: Vec<_> = [0, 2].into_iter().filter_map(|queue| bench.receive(queue)).collect();
-        assert_eq!(got.len(), 1);
-        assert!(got[0].1[54..] == packet[54..] && got[0].0.gso_type == 1);
         assert_eq!(bench.command(&[4, 0, 1, 0]), 0);
+    });
+}
+
+#[test]
+fn a_guest_changes_the_tap_so_often_and_no_more() {
+    in_namespace(|| {
+        let mut bench = Bench::new(1);
+        let commands = [[5, 0, 2, 0, 0, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0, 0, 0, 0, 0]];
+        let obeyed = (0..1000).filter(|round| bench.command(&commands[round % 2]) == 0).count();
+        assert!((90..200).contains(&obeyed), "{obeyed}");
+        assert!(!bench.needs_reset());
+        bench.reset();
+        assert!(bench.needs_reset(), "neither by resets");
     });
 }
 
