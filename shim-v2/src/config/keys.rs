@@ -165,6 +165,8 @@ sections! {
         delete_output_s: u32 = 4_u32, "1 to 3600", seconds;
         /// A stream of the guest's to say which it is, in seconds.
         stream_s: u32 = 5_u32, "1 to 3600", seconds;
+        /// A connection to localhost of the pod's network namespace to be taken in the guest, in seconds; it is reset then.
+        forward_s: u32 = 5_u32, "1 to 3600", seconds;
         /// A hook whose document gives it no timeout, in seconds; it is killed then. The kubelet gives a call as long.
         hook_s: u32 = 120_u32, "1 to 3600", seconds;
         /// A logging program (binary://) to be ready, and to end once it was told to, in seconds; it is killed then.
@@ -173,6 +175,13 @@ sections! {
         event_s: u32 = 5_u32, "1 to 3600", seconds;
         /// containerd to take all events before the shim ends, in seconds. It gives Shutdown 3 s.
         events_s: u32 = 2_u32, "1 to 3600", seconds;
+    }
+
+    /// The network.
+    network: Network {
+        /// Connections to localhost of the pod's network namespace that the guest serves at once, and flows of datagrams as well; others
+        /// are reset. 0: localhost does not reach the guest.
+        localhost_connections: u32 = 256_u32, "0 to 400", |value| *value <= 400;
     }
 
     /// The log.
@@ -220,6 +229,7 @@ limits! {
     output: output_s,
     delete_output: delete_output_s,
     stream: stream_s,
+    forward: forward_s,
     hook: hook_s,
     logger: logger_s,
     event: event_s,

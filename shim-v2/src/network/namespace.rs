@@ -1,0 +1,60 @@
+//! A network namespace that this thread works in for a moment.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use log::error;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A network namespace, and this thread's own. It is kept alive by this.
+#[derive(Debug)]
+pub struct Namespace {
+    own: OwnedFd,
+    other: OwnedFd,
+}
+
+/// Returns to a namespace, whatever happens.
+struct Return<'a>(&'a OwnedFd);
+
+impl Drop for Return<'_> {
+    fn drop(&mut self) {
+        if let Err(cause) = enter(self.0) {
+            // All that comes after would be done in the pod's namespace, on the pod's terms.
+            error!(stage = "network"; "cannot return to the host's network namespace: {cause}; the shim ends");
+            std::process::abort();
+        }
+    }
+}
+
+fn enter(namespace: &OwnedFd) -> rustix::io::Result<()> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+}
+
+impl Namespace {
+    /// A namespace by its descriptor; the one that this thread is in is returned to.
+    ///
+    /// # Errors
+    /// `/proc` is missing, or there are no descriptors.
+    pub fn new(namespace: BorrowedFd<'_>) -> io::Result<Self> {
+        let own = open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { own, other: namespace.try_clone_to_owned()? })
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.other.as_fd()
+    }
+
+    /// Does something in the namespace: what it makes (sockets) stays there. Namespaces are a thread's, and the shim has one:
+    /// so it is no future that could wait inside. A return that fails ends the process.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered (no CAP_SYS_ADMIN), or those of `work`.
+    pub fn inside<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        enter(&self.other)?;
+        let _return = Return(&self.own);
+        work()
+    }
+}
