@@ -7,6 +7,7 @@ use ttrpc::proto::Code;
 
 use crate::boot;
 use crate::container::{CgroupError, ContainerError, PlanError};
+use crate::forward::ForwardError;
 
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,9 @@ pub enum ServiceError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// A connection from the host.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
     /// A step of the boot that is done late.
     #[error(transparent)]
     Boot(#[from] boot::BootError),
@@ -89,6 +93,12 @@ impl From<ServiceError> for ttrpc::Error {
                 Code::FAILED_PRECONDITION
             }
             ServiceError::Invalid(_) => Code::INVALID_ARGUMENT,
+            ServiceError::Forward(ForwardError::Invalid(_)) => Code::INVALID_ARGUMENT,
+            ServiceError::Forward(ForwardError::Connect { cause, .. })
+                if cause.kind() == io::ErrorKind::ConnectionRefused =>
+            {
+                Code::UNAVAILABLE
+            }
             ServiceError::NotFound(_) | ServiceError::NoExec { .. } => Code::NOT_FOUND,
             ServiceError::Exists(_) | ServiceError::ExecExists { .. } => Code::ALREADY_EXISTS,
             ServiceError::Container { cause, .. } => match cause {
@@ -100,7 +110,10 @@ impl From<ServiceError> for ttrpc::Error {
                 | ContainerError::Cgroup(CgroupError::InUse { .. }) => Code::FAILED_PRECONDITION,
                 _ => Code::UNKNOWN,
             },
-            ServiceError::Cgroup { .. } | ServiceError::Guest { .. } | ServiceError::Boot(_) => Code::INTERNAL,
+            ServiceError::Cgroup { .. }
+            | ServiceError::Guest { .. }
+            | ServiceError::Forward(_)
+            | ServiceError::Boot(_) => Code::INTERNAL,
         };
         Self::RpcStatus(ttrpc::get_status(code, error.to_string()))
     }
