@@ -180,7 +180,7 @@ sections! {
     /// The network.
     network: Network {
         /// Connections to localhost of the pod's network namespace that the guest serves at once, and flows of datagrams as well; others
-        /// are reset. 0: localhost does not reach the guest.
+        /// are reset. Fewer where the shim may have less than ten times as many files open. 0: localhost does not reach the guest.
         localhost_connections: u32 = 256_u32, "0 to 400", |value| *value <= 400;
     }
 

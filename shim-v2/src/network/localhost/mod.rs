@@ -178,7 +178,8 @@ impl Said {
 }
 
 impl Localhost {
-    /// Lets loopback addresses of `namespace` reach the guest: at most `most` connections and as many flows of datagrams at once.
+    /// Lets loopback addresses of `namespace` reach the guest: at most `most` connections and as many flows of datagrams at once, and
+    /// fewer where the limit of open files is low.
     /// To be called in the event loop of the shim's one thread. The namespace lives as long as the result.
     ///
     /// # Errors
@@ -187,9 +188,9 @@ impl Localhost {
         let failed = |what| move |cause| LocalhostError::Namespace { what, cause };
         let namespace = Namespace::new(namespace).map_err(failed("return from"))?;
         let made = namespace.inside(|| {
-            // One without IPv6 has no ::1, and nobody who dials it.
+            // A kernel without IPv6 has nobody who dials it.
             let have = |address, socket: io::Result<_>| match socket {
-                Err(cause) if is_missing(&cause) => Ok(None),
+                Err(cause) if cause.raw_os_error() == Some(libc::EAFNOSUPPORT) => Ok(None),
                 other => other.map(|socket| Some((address, socket))),
             };
             let mut made = (Vec::new(), Vec::new());
@@ -205,6 +206,7 @@ impl Localhost {
         let udp =
             receivers.iter().map(|(address, socket)| (Protocol::Udp, SocketAddr::new(*address, 0), socket.as_fd()));
         let all: Vec<_> = tcp.chain(udp).collect();
+        let most = most.min(affordable());
         // A connection leaves its destination alone for a moment, a flow one of its ends.
         let (steering, local) = Steering::start(namespace.descriptor(), &all, most.saturating_mul(2).max(1))?;
         let shared = Arc::new(Shared {
@@ -231,9 +233,10 @@ impl Localhost {
     }
 }
 
-/// No such family, or no such address.
-fn is_missing(cause: &io::Error) -> bool {
-    matches!(cause.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+/// Connections, and flows, that half of this process's descriptors are enough for: a flood must not take those of the containers' streams.
+fn affordable() -> u32 {
+    let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else { return u32::MAX };
+    u32::try_from(limit / 2 / (tcp::DESCRIPTORS + udp::DESCRIPTORS)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

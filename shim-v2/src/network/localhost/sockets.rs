@@ -26,7 +26,7 @@ fn socket(address: IpAddr, kind: SocketType) -> io::Result<OwnedFd> {
 /// A listener at any port of the address.
 pub(super) fn listener(address: IpAddr) -> io::Result<OwnedFd> {
     let listener = socket(address, SocketType::STREAM)?;
-    rustix::net::bind(&listener, &SocketAddr::new(address, 0))?;
+    bind(&listener, address)?;
     rustix::net::listen(&listener, BACKLOG)?;
     Ok(listener)
 }
@@ -41,24 +41,32 @@ pub(super) fn receiver(address: IpAddr) -> io::Result<OwnedFd> {
     let receiver = socket(address, SocketType::DGRAM)?;
     // Flows to its own port have a socket at it too.
     sockopt::set_socket_reuseaddr(&receiver, true)?;
-    rustix::net::bind(&receiver, &SocketAddr::new(address, 0))?;
-    let (level, option) = if address.is_ipv4() {
-        (libc::IPPROTO_IP, IP_ORIGINAL_DESTINATION)
+    bind(&receiver, address)?;
+    if address.is_ipv4() {
+        enable(&receiver, libc::IPPROTO_IP, IP_ORIGINAL_DESTINATION)?;
     } else {
-        (libc::IPPROTO_IPV6, IPV6_ORIGINAL_DESTINATION)
-    };
+        enable(&receiver, libc::IPPROTO_IPV6, IPV6_ORIGINAL_DESTINATION)?;
+    }
+    Ok(receiver)
+}
+
+/// Binds to any port of a loopback address, which comes into being with the loopback's interface: perhaps later.
+fn bind(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
+    if address.is_ipv4() {
+        enable(socket, libc::IPPROTO_IP, libc::IP_FREEBIND)?;
+    } else {
+        enable(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND)?;
+    }
+    Ok(rustix::net::bind(socket, &SocketAddr::new(address, 0))?)
+}
+
+/// Sets an option of type int to 1.
+fn enable(socket: &OwnedFd, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
-    // SAFETY: the descriptor is open, and the option takes an int, which lives through the call.
-    let answer = unsafe {
-        libc::setsockopt(
-            receiver.as_raw_fd(),
-            level,
-            option,
-            (&raw const on).cast(),
-            libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0),
-        )
-    };
-    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(receiver) }
+    let len = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(0);
+    // SAFETY: the descriptor is open, and the option's value lives through the call and has the length that is said.
+    let answer = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), len) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The socket of one flow: what `client` sends to `destination` comes to it, and what it sends comes from there. Other flows

@@ -13,6 +13,9 @@ use super::carry::carry;
 use super::{Forward, Protocol, SHORT, Shared, sockets};
 use crate::config::limits;
 
+/// Descriptors of a connection: the client's, the stream, and the one that tells of its end.
+pub(super) const DESCRIPTORS: u64 = 3;
+
 /// Takes the connections of one listener.
 pub(super) struct Acceptor<F> {
     listener: TcpListener,
@@ -50,7 +53,7 @@ impl<F: Forward> Acceptor<F> {
                         reset(&client);
                         let most = self.shared.most;
                         self.shared.said.warn(&format!(
-                            "connections are reset: there are {most} already (network.localhost_connections)"
+                            "connections are reset: there are {most} already (network.localhost_connections, limit of open files)"
                         ));
                     }
                 },

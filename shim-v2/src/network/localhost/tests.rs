@@ -1,7 +1,7 @@
 //! In a real namespace, with an agent that is not one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::net::{AddressFamily, SocketType};
@@ -65,19 +65,24 @@ fn new_namespace() -> io::Result<OwnedFd> {
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let any = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-        // SAFETY: zero is a value of it.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        request.ifr_name[0] = libc::c_char::try_from(b'l').unwrap();
-        request.ifr_name[1] = libc::c_char::try_from(b'o').unwrap();
-        request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).unwrap();
-        // SAFETY: the request lives through the call, and is of this call's type.
-        if unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&any), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
         std::fs::File::open("/proc/thread-self/ns/net").map(OwnedFd::from)
     };
     std::thread::spawn(make).join().unwrap()
+}
+
+/// Brings the loopback of this thread's namespace up.
+fn loopback_up() -> io::Result<()> {
+    let any = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    // SAFETY: zero is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = libc::c_char::try_from(b'l').unwrap();
+    request.ifr_name[1] = libc::c_char::try_from(b'o').unwrap();
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).unwrap();
+    // SAFETY: the request lives through the call, and is of this call's type.
+    if unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 impl Bed {
@@ -105,6 +110,8 @@ impl Bed {
         };
         assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), before, "the thread is where it was");
         let namespace = Namespace::new(namespace.as_fd()).unwrap();
+        // As with `ctr run --cni`: it comes up when the shim is there.
+        namespace.inside(loopback_up).unwrap();
         Some(Self { namespace, localhost, told, ended, most: most_seen })
     }
 

@@ -23,6 +23,8 @@ use super::steering::LeftAlone;
 use super::{Forward, Protocol, SHORT, Shared, raw, sockets};
 use crate::watched::watch;
 
+/// Descriptors of a flow: its socket and the stream.
+pub(super) const DESCRIPTORS: u64 = 2;
 /// A flow in which nothing comes or goes ends after so long.
 const IDLE: Duration = Duration::from_secs(60);
 /// A destination with a socket of the namespace's is looked at again after so long.
@@ -223,9 +225,9 @@ impl<F: Forward> Receiver<F> {
             return Some(permit);
         }
         let most = self.shared.most;
-        self.shared
-            .said
-            .warn(&format!("flows of datagrams end early: there are {most} (network.localhost_connections)"));
+        self.shared.said.warn(&format!(
+            "flows of datagrams end early: there are {most} (network.localhost_connections, limit of open files)"
+        ));
         let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.used.last()).map(|(ends, _)| *ends)?;
         let flow = self.flows.remove(&oldest)?;
         self.tasks.remove(&flow.task.id());
