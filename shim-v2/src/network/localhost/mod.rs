@@ -134,21 +134,18 @@ struct Shared<F> {
 }
 
 impl<F: Forward> Shared<F> {
-    /// Asks the guest; no more at once than [`CONNECTING`].
-    async fn forward(&self, protocol: Protocol, to: SocketAddr) -> Option<UnixStream> {
+    /// Asks the guest; no more at once than [`CONNECTING`]. Why not is said already.
+    async fn forward(&self, protocol: Protocol, to: SocketAddr) -> Result<UnixStream, NotTaken> {
         let turn = tokio::time::timeout(limits().forward(), self.connecting.acquire()).await;
         let stream = match turn {
             Ok(_turn) => self.guest.forward(protocol, to).await,
             Err(_) => Err(NotTaken::Failed("too many wait for the guest (limits.forward_s)".into())),
         };
-        match stream {
-            Ok(stream) => Some(stream),
-            Err(NotTaken::Refused) => None,
-            Err(NotTaken::Failed(cause)) => {
+        stream.inspect_err(|cause| {
+            if let NotTaken::Failed(cause) = cause {
                 self.said.warn(&format!("a connection to port {} is not forwarded: {cause}", to.port()));
-                None
             }
-        }
+        })
     }
 
     /// Whether the namespace has a socket of its own there; `ours` is the shim's, which does not count.

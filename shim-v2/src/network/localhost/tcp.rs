@@ -1,16 +1,16 @@
 //! Connections.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::carry::carry;
-use super::{Forward, Protocol, SHORT, Shared, sockets};
+use super::{Forward, NotTaken, Protocol, SHORT, Shared, sockets};
 use crate::config::limits;
 
 /// Descriptors of a connection: the client's, the stream, and the one that tells of its end.
@@ -87,13 +87,23 @@ async fn serve<F: Forward>(shared: &Shared<F>, client: TcpStream, ours: SocketAd
             let listener = connect_local(shared, destination).await?;
             return carry(&client, &listener).await;
         }
-        match shared.forward(Protocol::Tcp, destination).await {
-            Some(guest) => carry(&client, &guest).await,
-            None => Err(io::ErrorKind::ConnectionRefused.into()),
+        match in_guest(shared, destination).await {
+            Ok(guest) => carry(&client, &guest).await,
+            Err(_) => Err(io::ErrorKind::ConnectionRefused.into()),
         }
     };
     if carried.await.is_err() {
         reset(&client);
+    }
+}
+
+/// Connects in the guest. Whoever dials the name `localhost` takes ::1 when 127.0.0.1 refuses (containerd's port-forward does), and is not
+/// refused here: so this does it in its place.
+async fn in_guest<F: Forward>(shared: &Shared<F>, destination: SocketAddr) -> Result<UnixStream, NotTaken> {
+    let other = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), destination.port());
+    match shared.forward(Protocol::Tcp, destination).await {
+        Err(NotTaken::Refused) if destination.ip() == Ipv4Addr::LOCALHOST => shared.forward(Protocol::Tcp, other).await,
+        answer => answer,
     }
 }
 

@@ -15,6 +15,8 @@ use super::*;
 const CLOSED: u16 = 7;
 /// Who listens there ends what it says at once, and then everything.
 const BRIEF: u16 = 9;
+/// Who listens there listens at ::1 alone.
+const SIX: u16 = 6;
 const MOST: u32 = 16;
 
 /// A guest that gives back what it gets, and tells of every connection and of its end.
@@ -27,7 +29,7 @@ struct Echo {
 
 impl Forward for Echo {
     async fn forward(&self, protocol: Protocol, to: SocketAddr) -> Result<UnixStream, NotTaken> {
-        if to.port() == CLOSED {
+        if to.port() == CLOSED || (to.port() == SIX && to.is_ipv4()) {
             return Err(NotTaken::Refused);
         }
         self.told.send((protocol, to)).unwrap();
@@ -176,6 +178,16 @@ async fn a_port_without_a_listener_is_a_reset() {
         let cause = client.read(&mut [0]).await.unwrap_err();
         assert_eq!(cause.kind(), io::ErrorKind::ConnectionReset);
     }
+}
+
+#[tokio::test]
+async fn the_name_localhost_finds_who_listens_at_the_second_address() {
+    let Some(mut bed) = Bed::new(MOST) else { return };
+    let _client = bed.connect(SocketAddr::new(V4, SIX)).await.unwrap();
+    assert_eq!(bed.told.recv().await, Some((Protocol::Tcp, SocketAddr::new(V6, SIX))));
+    // No name stands for this one.
+    let mut client = bed.connect(at("127.0.0.2:6")).await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

@@ -253,7 +253,7 @@ struct Carrier {
 
 impl Carrier {
     async fn run<F: Forward>(self, shared: Arc<Shared<F>>, destination: SocketAddr) {
-        let Some(guest) = shared.forward(Protocol::Udp, destination).await else { return };
+        let Ok(guest) = shared.forward(Protocol::Udp, destination).await else { return };
         let (from, to) = guest.into_split();
         // The client is gone, or the guest, or nobody says anything any more.
         tokio::select! {
