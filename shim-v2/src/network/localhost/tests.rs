@@ -383,3 +383,73 @@ async fn two_pods_in_one_namespace() {
     let _second = bed.connect(to).await.unwrap();
     assert_eq!(second.recv().await, Some((Protocol::Tcp, to)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flow_that_nobody_uses_ends() {
+    let Some(mut bed) = Bed::new(MOST) else { return };
+    let to = at("127.0.0.1:53");
+    let client = bed.udp(V4);
+    let begin = tokio::time::Instant::now();
+    echoed(&client, to, b"x").await;
+    // Time passes by itself while nobody has anything to do.
+    assert_eq!(bed.ended.recv().await, Some(to));
+    assert!(begin.elapsed() >= Duration::from_secs(60));
+    echoed(&client, to, b"again").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_is_the_guests_again_when_its_socket_is_gone() {
+    let Some(mut bed) = Bed::new(MOST) else { return };
+    let to = at("127.0.0.1:54");
+    let (server, client) = (bed.udp_at(to), bed.udp(V4));
+    client.send_to(b"own", to).await.unwrap();
+    assert_eq!(server.recv(&mut [0; 10]).await.unwrap(), 3);
+    drop(server);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    echoed(&client, to, b"guest").await;
+    assert_eq!(bed.told.recv().await, Some((Protocol::Udp, to)));
+}
+
+#[test]
+fn a_killed_shim_leaves_nothing() {
+    let Ok(namespace) = new_namespace() else {
+        eprintln!("SKIPPED: no network namespace can be made here");
+        return;
+    };
+    let inside = Namespace::new(namespace.as_fd()).unwrap();
+    inside.inside(loopback_up).unwrap();
+    let connect = || inside.inside(|| std::net::TcpStream::connect(at("127.0.0.1:80")));
+    let (told, tell) = rustix::pipe::pipe().unwrap();
+    // SAFETY: the child has this thread alone; libc's fork leaves memory to be had, and nothing else that threads share is used.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0, "{}", io::Error::last_os_error());
+    if child == 0 {
+        let _ = std::panic::catch_unwind(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (told, ended) = (mpsc::unbounded_channel().0, mpsc::unbounded_channel().0);
+                let echo = Echo { told, ended, now: Arc::default(), most: Arc::default() };
+                let started = Localhost::start(namespace.as_fd(), echo, MOST);
+                rustix::io::write(&tell, &[u8::from(started.is_ok())]).unwrap();
+                std::future::pending::<()>().await;
+            });
+        });
+        // SAFETY: ends the process without running anything of the parent's.
+        unsafe { libc::_exit(1) };
+    }
+    drop(tell);
+    let mut started = [0];
+    rustix::io::read(&told, &mut started).unwrap();
+    let accepted = connect();
+    // SAFETY: a child of ours that nobody has waited for; no status is asked for.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    if started == [0] {
+        eprintln!("SKIPPED: localhost cannot be started here");
+        return;
+    }
+    accepted.unwrap();
+    assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+}
