@@ -35,9 +35,11 @@ impl Namespace {
     /// A namespace by its descriptor; the one that this thread is in is returned to.
     ///
     /// # Errors
-    /// `/proc` is missing, or there are no descriptors.
+    /// `/proc` is missing, there are no descriptors, or this thread could not return (no CAP_SYS_ADMIN there).
     pub fn new(namespace: BorrowedFd<'_>) -> io::Result<Self> {
         let own = open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        // Who may not return must not leave: a user namespace of one's own permits the one and not the other.
+        enter(&own)?;
         Ok(Self { own, other: namespace.try_clone_to_owned()? })
     }
 

@@ -183,7 +183,7 @@ impl Localhost {
     /// See [`LocalhostError`]; nothing stays.
     pub fn start(namespace: BorrowedFd<'_>, guest: impl Forward, most: u32) -> Result<Self, LocalhostError> {
         let failed = |what| move |cause| LocalhostError::Namespace { what, cause };
-        let namespace = Namespace::new(namespace).map_err(failed("return from"))?;
+        let namespace = Namespace::new(namespace).map_err(failed("work"))?;
         let made = namespace.inside(|| {
             // A kernel without IPv6 has nobody who dials it.
             let have = |address, socket: io::Result<_>| match socket {

@@ -104,8 +104,10 @@ impl Bed {
         let before = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
         let localhost = match Localhost::start(namespace.as_fd(), echo, most) {
             Ok(localhost) => localhost,
-            Err(LocalhostError::Bpf { what, cause }) if cause.kind() == io::ErrorKind::PermissionDenied => {
-                eprintln!("SKIPPED: BPF is not permitted here: {what}: {cause}");
+            Err(LocalhostError::Bpf { what, cause } | LocalhostError::Namespace { what, cause })
+                if cause.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                eprintln!("SKIPPED: not permitted here: {what}: {cause}");
                 return None;
             }
             Err(cause) => panic!("{cause}"),
@@ -412,11 +414,14 @@ async fn a_destination_is_the_guests_again_when_its_socket_is_gone() {
 
 #[test]
 fn a_killed_shim_leaves_nothing() {
-    let Ok(namespace) = new_namespace() else {
-        eprintln!("SKIPPED: no network namespace can be made here");
-        return;
+    let made = new_namespace().and_then(|namespace| Ok((Namespace::new(namespace.as_fd())?, namespace)));
+    let (inside, namespace) = match made {
+        Ok(made) => made,
+        Err(cause) => {
+            eprintln!("SKIPPED: no network namespace can be made and left here: {cause}");
+            return;
+        }
     };
-    let inside = Namespace::new(namespace.as_fd()).unwrap();
     inside.inside(loopback_up).unwrap();
     let connect = || inside.inside(|| std::net::TcpStream::connect(at("127.0.0.1:80")));
     let (told, tell) = rustix::pipe::pipe().unwrap();
