@@ -1,7 +1,7 @@
 //! Carries the interfaces of a namespace: what is made for each of them, and what the guest is told.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use husk_protocol::agent::{self, SetNetworkRequest};
@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::NetworkError;
-use super::namespace::inside;
+use super::namespace::Namespace;
 use super::redirect;
 use super::scan::{Interface, Scan, UP};
 use super::tap::Tap;
@@ -54,7 +54,7 @@ struct Carried {
 
 /// See [`super`].
 pub struct Carrier {
-    namespace: OwnedFd,
+    namespace: Namespace,
     socket: Socket,
     events: AsyncFd<Socket>,
     machine: Arc<Machine>,
@@ -72,13 +72,14 @@ pub struct Carrier {
 impl Carrier {
     /// Opens what it needs in the namespace. From here on no change is missed.
     pub fn open(
-        namespace: OwnedFd,
+        namespace: BorrowedFd<'_>,
         machine: Arc<Machine>,
         room: u8,
         queues: u16,
         named: Named,
     ) -> Result<Self, NetworkError> {
-        let (socket, events) = inside(namespace.as_fd(), || {
+        let namespace = Namespace::new(namespace)?;
+        let (socket, events) = namespace.inside(|| {
             let open = || Ok((Socket::open()?, Socket::listen(&GROUPS)?));
             open().map_err(NetworkError::netlink("make a netlink socket"))
         })?;
@@ -222,7 +223,7 @@ impl Carrier {
             // Of a pod whose end nobody has seen.
             redirect::undo(&mut self.socket, index).map_err(failed("take back an old redirection of"))?;
         }
-        let tap = inside(self.namespace.as_fd(), || {
+        let tap = self.namespace.inside(|| {
             Tap::new(self.queues).map_err(|cause| NetworkError::Tap { interface: interface.name.clone(), cause })
         })?;
         // Named before there is anything.

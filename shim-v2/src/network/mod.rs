@@ -2,9 +2,11 @@
 //!
 //! Beside each interface stands a tap ([`tap`]), to which all is redirected that comes into the interface, and the other way round ([`redirect`]); the
 //! tap's descriptors are the VMM's. The guest's interface is the agent's to make ([`scan`] says what of). All of it hangs on descriptors, but for
-//! the redirections: they are taken back at the pod's end, or by `delete` ([`Left`]).
+//! the redirections: they are taken back at the pod's end, or by `delete` ([`Left`]). The namespace's loopback addresses reach listeners of the guest by
+//! [`localhost`].
 
 mod carrier;
+pub mod localhost;
 pub mod namespace;
 mod redirect;
 mod scan;
@@ -13,16 +15,16 @@ mod tap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use husk_protocol::netlink::{NetlinkError, Socket};
 use log::warn;
-use rustix::fs::fstat;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use self::carrier::Carrier;
-use self::namespace::{inside, open_namespace};
+use self::localhost::{Guest, Localhost};
+use self::namespace::{Namespace, identity, open_namespace};
 use crate::vm::{AgentClient, AgentError, ControlError, Machine};
 
 /// Why the network cannot be carried.
@@ -123,19 +125,13 @@ impl Left {
         if identity(namespace.as_fd())? != self.identity {
             return Ok(());
         }
-        let mut socket =
-            inside(namespace.as_fd(), || Socket::open().map_err(NetworkError::netlink("make a netlink socket")))?;
+        let mut socket = Namespace::new(namespace.as_fd())?
+            .inside(|| Socket::open().map_err(NetworkError::netlink("make a netlink socket")))?;
         for (index, place) in &self.interfaces {
             carrier::take_back(&mut socket, *index, *place)?;
         }
         Ok(())
     }
-}
-
-/// What names a namespace.
-fn identity(namespace: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
-    let stat = fstat(namespace)?;
-    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Questions to a pod's network.
@@ -150,12 +146,15 @@ enum Question {
 pub struct Network {
     identity: (u64, u64),
     namespace: OwnedFd,
+    guest: Guest,
+    localhost: Mutex<Option<Localhost>>,
     questions: mpsc::Sender<Question>,
 }
 
 /// Where a namespace is and what it has: devices are in the machine, and the guest does not know of them yet.
 pub struct Devices {
     carrier: Carrier,
+    machine: Arc<Machine>,
     identity: (u64, u64),
     namespace: OwnedFd,
 }
@@ -180,14 +179,13 @@ impl Devices {
             let path = path.clone().filter(|_| !interfaces.is_empty());
             left(path.map(|path| Left { path, identity, interfaces }));
         };
-        let kept = namespace.try_clone()?;
-        let mut carrier = Carrier::open(namespace, machine, room, queues, Box::new(named))?;
+        let mut carrier = Carrier::open(namespace.as_fd(), Arc::clone(&machine), room, queues, Box::new(named))?;
         let loopback = if is_new { carrier.bring_loopback_up() } else { Ok(()) };
         if let Err(cause) = loopback.and(carrier.look().await) {
             carrier.end().await;
             return Err(cause);
         }
-        Ok(Self { carrier, identity, namespace: kept })
+        Ok(Self { carrier, machine, identity, namespace })
     }
 
     /// Makes the guest's network, and follows the namespace from then on.
@@ -200,8 +198,10 @@ impl Devices {
             return Err(cause);
         }
         let (questions, receiver) = mpsc::channel(1);
+        let guest = Guest { streams: Arc::clone(self.machine.streams()), agent: agent.clone() };
         tokio::spawn(follow(self.carrier, agent, receiver));
-        Ok(Network { identity: self.identity, namespace: self.namespace, questions })
+        let localhost = Mutex::default();
+        Ok(Network { identity: self.identity, namespace: self.namespace, guest, localhost, questions })
     }
 
     /// Takes back what was made.
@@ -225,6 +225,21 @@ impl Network {
         self.namespace.as_fd()
     }
 
+    /// Lets the namespace's loopback addresses reach the guest, for this many connections at once. Where the host cannot, one line in the log
+    /// says so, and the pod lives.
+    pub fn open_localhost(&self, most: u32) {
+        let mut localhost = self.localhost.lock().unwrap_or_else(PoisonError::into_inner);
+        if most == 0 || localhost.is_some() {
+            return;
+        }
+        match Localhost::start(self.namespace.as_fd(), self.guest.clone(), most) {
+            Ok(started) => *localhost = Some(started),
+            Err(cause) => {
+                warn!(stage = "network"; "localhost of the pod's namespace does not reach the guest: {cause}")
+            }
+        }
+    }
+
     /// Returns when the guest has what the namespace has by now: somebody may have put interfaces into it since the last look.
     ///
     /// # Errors
@@ -238,6 +253,7 @@ impl Network {
 
     /// Takes back what does not go by itself.
     pub async fn end(&self) {
+        drop(self.localhost.lock().unwrap_or_else(PoisonError::into_inner).take());
         let (sender, answer) = oneshot::channel();
         let _ = self.questions.send(Question::End(sender)).await;
         let _ = answer.await;

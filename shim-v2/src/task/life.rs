@@ -165,6 +165,13 @@ impl Life {
         }
         container.init.started();
         phases::stamp(Stamp::ProgramStarted);
+        // When Start is answered.
+        let pod = Arc::clone(&self.pod);
+        tokio::spawn(async move {
+            if let (Some(network), Some(sandbox)) = (pod.network(), pod.sandbox()) {
+                network.open_localhost(sandbox.config.network.localhost_connections);
+            }
+        });
         let pid = container.stub.pid();
         self.pod.publisher.publish(&TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() });
         if let Err(cause) = container.hooks.poststart(pid).await {
