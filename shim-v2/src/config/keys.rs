@@ -148,6 +148,15 @@ sections! {
     network: Network {
         /// Interfaces of the pod's network namespace that there is room for in its machine.
         interfaces: u8 = 8_u8, "0 to 16", |value| *value <= 16;
+        /// What one interface of a pod may send in a second, in KiB; 0: as much as it can. A tenth of a second's worth may go at once.
+        sent_kib_s: u32 = 0_u32, "0 to 4294967295", |_| true;
+        /// The same in packets.
+        sent_packets_s: u32 = 0_u32, "0 to 4294967295", |_| true;
+        /// What one interface of a pod gets in a second, in KiB; 0: all that comes. What comes too fast waits in the tap's queue, and is dropped
+        /// when that is full.
+        received_kib_s: u32 = 0_u32, "0 to 4294967295", |_| true;
+        /// The same in packets.
+        received_packets_s: u32 = 0_u32, "0 to 4294967295", |_| true;
         /// Connections to localhost of the pod's network namespace that the guest serves at once, and flows of datagrams as well; others
         /// are reset. Fewer where the shim may have less than ten times as many files open. 0: localhost does not reach the guest.
         localhost_connections: u32 = 256_u32, "0 to 400", |value| *value <= 400;

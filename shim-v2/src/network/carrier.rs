@@ -16,6 +16,7 @@ use super::namespace::Namespace;
 use super::redirect;
 use super::scan::{Interface, Scan, UP};
 use super::tap::Tap;
+use crate::config;
 use crate::vm::{AgentClient, Machine};
 use crate::watched::watch;
 
@@ -32,8 +33,42 @@ const NONE: u8 = 1;
 const INET6: u16 = 10;
 /// The loopback's number, in every namespace.
 const LOOPBACK: u32 = 1;
+/// Pairs of queues at most: the VMM's.
+const MOST_QUEUES: u16 = 4;
 /// The largest MTU that a guest may set: the kernel's (ETH_MAX_MTU).
 const MAX_MTU: u16 = u16::MAX;
+
+/// What a machine has for the interfaces of its pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer {
+    /// Devices at most.
+    pub room: u8,
+    /// Pairs of queues of each.
+    pub queues: u16,
+    /// What each may send.
+    pub sent: NetRate,
+    /// What each gets.
+    pub received: NetRate,
+}
+
+impl Offer {
+    /// What the configuration says, for a machine with this many CPUs.
+    #[must_use]
+    pub fn of(config: &config::Network, cpus: u8) -> Self {
+        // The burst is the VMM's own.
+        let rate = |kib: u32, packets: u32| NetRate {
+            bytes: u64::from(kib) * 1024,
+            packets: packets.into(),
+            ..NetRate::default()
+        };
+        Self {
+            room: config.interfaces,
+            queues: u16::from(cpus).min(MOST_QUEUES),
+            sent: rate(config.sent_kib_s, config.sent_packets_s),
+            received: rate(config.received_kib_s, config.received_packets_s),
+        }
+    }
+}
 
 /// Tells somebody which interfaces have something of husk's: the number, and whether the place for filters is husk's too.
 pub type Named = Box<dyn Fn(Vec<(u32, bool)>) + Send + Sync>;
@@ -58,8 +93,7 @@ pub struct Carrier {
     socket: Socket,
     events: AsyncFd<Socket>,
     machine: Arc<Machine>,
-    room: u8,
-    queues: u16,
+    offer: Offer,
     named: Named,
     /// By the interfaces' numbers.
     carried: BTreeMap<u32, Carried>,
@@ -74,8 +108,7 @@ impl Carrier {
     pub fn open(
         namespace: BorrowedFd<'_>,
         machine: Arc<Machine>,
-        room: u8,
-        queues: u16,
+        offer: Offer,
         named: Named,
     ) -> Result<Self, NetworkError> {
         let namespace = Namespace::new(namespace)?;
@@ -89,8 +122,7 @@ impl Carrier {
             socket,
             events,
             machine,
-            room,
-            queues,
+            offer,
             named,
             carried: BTreeMap::new(),
             seen: Scan::default(),
@@ -119,7 +151,7 @@ impl Carrier {
     /// Looks at the namespace, and gives the machine a device for each interface that is new.
     pub async fn look(&mut self) -> Result<(), NetworkError> {
         self.seen = Scan::of(&mut self.socket).map_err(NetworkError::netlink("list the interfaces"))?;
-        let (there, room) = (self.seen.interfaces.len(), self.room);
+        let (there, room) = (self.seen.interfaces.len(), self.offer.room);
         if there > usize::from(room) {
             return Err(NetworkError::Many { there, room });
         }
@@ -224,7 +256,7 @@ impl Carrier {
             redirect::undo(&mut self.socket, index).map_err(failed("take back an old redirection of"))?;
         }
         let tap = self.namespace.inside(|| {
-            Tap::new(self.queues).map_err(|cause| NetworkError::Tap { interface: interface.name.clone(), cause })
+            Tap::new(self.offer.queues).map_err(|cause| NetworkError::Tap { interface: interface.name.clone(), cause })
         })?;
         // Named before there is anything.
         self.carried.insert(index, Carried { tap: 0, place: false, window: None, mtu: 0, carrier: interface.carrier });
@@ -242,8 +274,8 @@ impl Carrier {
             mac: interface.mac,
             max_mtu: MAX_MTU,
             carrier: interface.carrier,
-            sent: NetRate::default(),
-            received: NetRate::default(),
+            sent: self.offer.sent,
+            received: self.offer.received,
         };
         let window = self.machine.add_net(net, &tap.queues).await?;
         if let Some(carried) = self.carried.get_mut(&index) {

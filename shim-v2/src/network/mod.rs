@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use self::carrier::Carrier;
+pub use self::carrier::Offer;
 use self::localhost::{Guest, Localhost};
 use self::namespace::{Namespace, identity, open_namespace};
 use crate::vm::{AgentClient, AgentError, ControlError, Machine};
@@ -169,8 +170,7 @@ impl Devices {
         namespace: OwnedFd,
         path: Option<PathBuf>,
         machine: Arc<Machine>,
-        room: u8,
-        queues: u16,
+        offer: Offer,
         left: impl Fn(Option<Left>) + Send + Sync + 'static,
     ) -> Result<Self, NetworkError> {
         let identity = identity(namespace.as_fd())?;
@@ -179,7 +179,7 @@ impl Devices {
             let path = path.clone().filter(|_| !interfaces.is_empty());
             left(path.map(|path| Left { path, identity, interfaces }));
         };
-        let mut carrier = Carrier::open(namespace.as_fd(), Arc::clone(&machine), room, queues, Box::new(named))?;
+        let mut carrier = Carrier::open(namespace.as_fd(), Arc::clone(&machine), offer, Box::new(named))?;
         let loopback = if is_new { carrier.bring_loopback_up() } else { Ok(()) };
         if let Err(cause) = loopback.and(carrier.look().await) {
             carrier.end().await;

@@ -11,12 +11,9 @@ use super::pod::Pod;
 use crate::config::Config;
 use crate::host::process::Child;
 use crate::host::program::Network;
-use crate::network::Devices;
 use crate::network::namespace::{is_own, open_namespace};
+use crate::network::{Devices, Offer};
 use crate::vm::{Host, Size};
-
-/// Queues at most: a queue is a descriptor of the tap, and half of a message may be descriptors.
-const MOST_QUEUES: u16 = 4;
 
 /// Where a container's network is.
 pub enum Netns {
@@ -95,14 +92,14 @@ impl Netns {
         // None: it could not be started, which is told elsewhere.
         let Some(machine) = pod.machine() else { return Ok(None) };
         let size = Size::of_container(spec, &config.vm, Host::here())?;
-        let queues = u16::from(size.vcpus).min(MOST_QUEUES);
+        let offer = Offer::of(&config.network, size.vcpus);
         let told = Arc::downgrade(pod);
         let left = move |left| {
             if let Some(pod) = told.upgrade() {
                 pod.leaves(left);
             }
         };
-        Ok(Some(Devices::add(namespace, path, machine, config.network.interfaces, queues, left).await?))
+        Ok(Some(Devices::add(namespace, path, machine, offer, left).await?))
     }
 }
 
