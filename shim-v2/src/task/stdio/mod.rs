@@ -2,6 +2,7 @@
 
 mod carry;
 mod files;
+mod tail;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,13 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use husk_protocol::agent;
 use log::{info, warn};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use self::carry::{carry_in, carry_out};
-use self::files::{Outputs, input, outputs};
+use self::files::{Output, Outputs, input, outputs};
+use self::tail::taken;
 use crate::host::logging::{Logger, LoggingError};
 use crate::vm::Streams;
 
@@ -116,6 +119,8 @@ pub struct Stdio {
     stderr: watch::Receiver<Progress>,
     /// What carries the bytes.
     carriers: Carriers,
+    /// The fifos behind them, once.
+    fifos: Mutex<Vec<PathBuf>>,
     /// Where they go, if that is a program.
     logger: Mutex<Option<Logger>>,
 }
@@ -154,6 +159,7 @@ impl Stdio {
         let mut told = agent::Streams::new();
         let mut held = None;
         let mut carriers = Carriers::default();
+        let mut fifos = Vec::new();
         let stdin = input(&names.stdin)?;
         let Outputs { stdout, stderr, logger } = outputs(names, owner).await?;
         if let Some((read, write)) = stdin {
@@ -162,37 +168,46 @@ impl Stdio {
             held = Some(write);
             carriers.add(carry_in(read, announced));
         }
-        let mut carry = |output, nonce: &mut Vec<u8>| {
+        let mut carry = |output, name: &str, nonce: &mut Vec<u8>| {
             let (progress, receiver) = watch::channel(Progress::default());
             let flow = Flow(progress);
             if let Some(output) = output {
+                if matches!(output, Output::Fifo { .. }) {
+                    fifos.push(PathBuf::from(name.trim_start_matches("fifo://")));
+                }
                 let announced = streams.announce().map_err(StdioError::Announce)?;
                 *nonce = announced.nonce();
                 carriers.add(carry_out(announced, output, flow));
             }
             Ok::<_, StdioError>(receiver)
         };
-        let stdout = carry(stdout, &mut told.stdout_nonce)?;
-        let stderr = carry(stderr, &mut told.stderr_nonce)?;
-        Ok((Self { stdin: Mutex::new(held), stdout, stderr, carriers, logger: Mutex::new(logger) }, told))
+        let stdout = carry(stdout, &names.stdout, &mut told.stdout_nonce)?;
+        let stderr = carry(stderr, &names.stderr, &mut told.stderr_nonce)?;
+        let (stdin, fifos, logger) = (Mutex::new(held), Mutex::new(fifos), Mutex::new(logger));
+        Ok((Self { stdin, stdout, stderr, carriers, fifos, logger }, told))
     }
 
-    /// Ends what still flows.
+    /// Ends what still flows, and waits a moment for a client to read what is in its fifos.
     pub async fn close(&self) {
         self.close_stdin();
         self.carriers.end();
         let logger = self.logger.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(logger) = logger {
-            // Its pipes are closed when the carriers have ended, and so it sees their end.
-            let ended = async |mut output: watch::Receiver<Progress>| {
-                // An error is the end too.
-                let _ = output.wait_for(|progress| progress.ended).await;
-            };
-            ended(self.stdout.clone()).await;
-            ended(self.stderr.clone()).await;
-            if let Err(cause) = logger.end().await {
-                warn!(stage = "stdio"; "{cause}");
-            }
+        let fifos = std::mem::take(&mut *self.fifos.lock().unwrap_or_else(PoisonError::into_inner));
+        if logger.is_none() && fifos.is_empty() {
+            return;
+        }
+        let ended = async |mut output: watch::Receiver<Progress>| {
+            // An error is the end too.
+            let _ = output.wait_for(|progress| progress.ended).await;
+        };
+        ended(self.stdout.clone()).await;
+        ended(self.stderr.clone()).await;
+        join_all(fifos.iter().map(|fifo| taken(fifo))).await;
+        // Its pipes are closed now that the carriers have ended, and so it sees their end.
+        if let Some(logger) = logger
+            && let Err(cause) = logger.end().await
+        {
+            warn!(stage = "stdio"; "{cause}");
         }
     }
 

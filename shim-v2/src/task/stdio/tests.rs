@@ -188,3 +188,50 @@ async fn a_slow_reader_stalls_nothing_and_gets_every_byte() {
     let got = reader.join().unwrap();
     assert!(got == sent, "{} bytes of {}", got.len(), sent.len());
 }
+
+#[tokio::test]
+async fn what_is_in_a_fifo_is_read_before_its_streams_are_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let streams = Arc::new(Streams::default());
+    let names = Names { stdout: fifo(&directory, "out"), ..Names::default() };
+    let mut client = OpenOptions::new().open_receiver(&names.stdout).unwrap();
+    let (stdio, told) = Stdio::open(&names, owner(&directory), &streams).await.unwrap();
+    let mut out = dial(&streams, &told.stdout_nonce).await;
+    out.write_all(b"all of it").await.unwrap();
+    assert!(stdio.drained(Positions { stdout: 9, stderr: 0 }, LONG).await);
+    let mut closing = tokio::spawn(async move { stdio.close().await });
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut closing).await.is_err(), "it is not read yet");
+    let mut part = [0; 4];
+    client.read_exact(&mut part).await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut closing).await.is_err(), "nor all of it");
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap();
+    assert_eq!([&part[..], &rest].concat(), b"all of it");
+    closing.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_or_never_reads_holds_no_close_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let streams = Arc::new(Streams::default());
+    let closes = async |name: &str, reader: bool| {
+        let names = Names { stdout: fifo(&directory, name), ..Names::default() };
+        let client = reader.then(|| OpenOptions::new().open_receiver(&names.stdout).unwrap());
+        let (stdio, told) = Stdio::open(&names, owner(&directory), &streams).await.unwrap();
+        let mut out = dial(&streams, &told.stdout_nonce).await;
+        out.write_all(b"all of it").await.unwrap();
+        assert!(stdio.drained(Positions { stdout: 9, stderr: 0 }, LONG).await);
+        (client, tokio::spawn(async move { stdio.close().await }), std::time::Instant::now())
+    };
+    let (_, closing, begin) = closes("nobody", false).await;
+    closing.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
+    let (client, mut closing, begin) = closes("leaves", true).await;
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut closing).await.is_err(), "it may read yet");
+    drop(client);
+    closing.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_millis(900), "{:?}", begin.elapsed());
+    let (_client, closing, begin) = closes("sleeps", true).await;
+    closing.await.unwrap();
+    assert!(begin.elapsed() > Duration::from_millis(900) && begin.elapsed() < Duration::from_secs(10));
+}
