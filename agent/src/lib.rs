@@ -2,14 +2,17 @@
 //!
 //! One thread, one event loop ([tokio]'s `current_thread`). [`boot`] makes the guest ready, [`vsock`] dials the host,
 //! [`service`] answers the shim's calls, [`sandbox`] makes the guest one certain pod, [`container`] is the containers' life, [`reaper`] the one place that waits for
-//! processes, [`events`] what the shim is told of them, [`stdio`] their streams.
+//! processes, [`events`] what the shim is told of them, [`stdio`] their streams, [`network`] the guest's interfaces,
+//! [`forward`] connections from the host.
 //!
 //! Called as `husk-agent oci`, it is another program: the same [`container`] code as a command line on a host (`oci/`).
 
 pub mod boot;
 pub mod container;
 pub mod events;
+pub mod forward;
 pub mod logger;
+pub mod network;
 mod oci;
 pub mod reaper;
 pub mod sandbox;

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -12,7 +13,7 @@ use tokio_vsock::{VsockAddr, VsockStream};
 /// What dials the host: vsock in the guest, something else in a test.
 pub trait Dial: Send + Sync + 'static {
     /// A connection.
-    type Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static;
+    type Stream: AsyncRead + AsyncWrite + AsFd + Send + Sync + Unpin + 'static;
 
     /// Dials `port` of the host.
     fn dial(&self, port: u32) -> impl Future<Output = io::Result<Self::Stream>> + Send;

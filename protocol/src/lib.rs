@@ -6,6 +6,7 @@
 //! * [`document`]: words of the OCI runtime document;
 //! * [`features`] (feature `features`): the runtime-spec's features document;
 //! * [`files`]: the seam between the file device and whoever opens files for it;
+//! * [`netlink`]: messages and sockets of rtnetlink, for shim and agent;
 //! * [`streams`]: vsock ports that the agent dials, and the nonces that streams begin with;
 //! * [`version`]: the protocol's version;
 //! * [`agent`] (feature `rpc`): the agent's ttrpc service, generated from `agent.proto`;
@@ -19,6 +20,7 @@ pub mod document;
 #[cfg(feature = "features")]
 pub mod features;
 pub mod files;
+pub mod netlink;
 pub mod streams;
 pub mod version;
 

@@ -3,4 +3,4 @@
 /// Another major is refused by both sides: a field changed its meaning.
 pub const MAJOR: u32 = 1;
 /// A higher minor only adds what the other side may ignore.
-pub const MINOR: u32 = 3;
+pub const MINOR: u32 = 4;

@@ -10,8 +10,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use protobuf::{Message, MessageField};
 
 use crate::args::Arguments;
-use crate::host::cgroup::CgroupError;
-use crate::host::state::{State, remove_directory};
+use crate::host::state::{EndError, State, remove_directory};
 use crate::host::{SOCKETS, pod_directory};
 use crate::start::socket_path;
 
@@ -28,9 +27,9 @@ pub enum DeleteError {
     /// The state file.
     #[error("cannot read what pod {0} has on the host: {1}")]
     State(String, io::Error),
-    /// The cgroup.
+    /// The cgroup, or the network.
     #[error(transparent)]
-    Cgroup(#[from] CgroupError),
+    End(#[from] EndError),
     /// The directory.
     #[error("cannot remove the directory of pod {0}: {1}")]
     Directory(String, io::Error),

@@ -6,6 +6,7 @@
 //! * [`vm`]: the virtual machine: the VMM's process, its control socket, the agent's calls and streams;
 //! * [`rootfs`]: a container's root as a directory that the guest can be given, one file per kind;
 //! * [`volumes`]: what of the host's its document mounts, one file per kind;
+//! * [`network`]: between the pod's network namespace and the guest;
 //! * [`host`]: processes, cgroup and directories on the host, and the file that names what cannot be tied to a process;
 //! * [`features`]: what a document may ask for;
 //! * [`config`], [`logger`], [`events`], [`phases`]: configuration, log, containerd's events, and the time stamps of a start.
@@ -19,6 +20,7 @@ pub mod events;
 pub mod features;
 pub mod host;
 pub mod logger;
+pub mod network;
 pub mod phases;
 pub mod rootfs;
 pub mod start;

@@ -1,9 +1,11 @@
 //! Who answers the guest's accesses to ports and to addresses without memory.
 
+use std::sync::{PoisonError, RwLock};
+
 use crate::arch::x86_64::layout;
 use crate::devices::i8042;
 use crate::devices::serial::SerialPort;
-use crate::devices::virtio::mmio::Transport;
+use crate::devices::virtio::mmio::{Transport, Window};
 
 /// What an access means beyond the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,21 +19,43 @@ pub enum Effect {
 /// The devices by address. Shared by the vCPUs; each device has its own lock, if it needs one.
 pub struct Bus {
     serial: SerialPort,
-    /// One per register window, in the windows' order.
+    /// What the machine is built with: one per register window, in the windows' order.
     transports: Vec<Transport>,
+    /// The windows behind those.
+    changing: Vec<Changing>,
+}
+
+/// A window that devices come to and go from while the vCPUs run.
+struct Changing {
+    window: Window,
+    /// A vCPU holds it while it writes to the device, and waits meanwhile for nobody but the device's own thread (a reset), which takes no
+    /// lock of the bus. The event loop holds it while it places or takes a device, and waits for nobody then. So it waits for
+    /// vCPUs that wait for a device's thread, never the other way round; the devices of the event loop itself have no such lock.
+    transport: RwLock<Option<Transport>>,
 }
 
 impl Bus {
-    /// A bus with these devices.
+    /// A bus with these devices, and windows behind theirs that have none yet.
     #[must_use]
-    pub fn new(serial: SerialPort, transports: Vec<Transport>) -> Self {
-        Self { serial, transports }
+    pub fn new(serial: SerialPort, transports: Vec<Transport>, free: Vec<Window>) -> Self {
+        let changing = free.into_iter().map(|window| Changing { window, transport: RwLock::default() }).collect();
+        Self { serial, transports, changing }
     }
 
-    /// The virtio devices, by window.
-    #[must_use]
-    pub fn transports(&self) -> &[Transport] {
-        &self.transports
+    /// Places a device in a free window, or takes the one that is there: returns what was there before. No vCPU is in
+    /// it any more then. Without effect where the window is not one of the free ones.
+    pub fn place(&self, window: usize, transport: Option<Transport>) -> Option<Transport> {
+        let slot = &self.changing.get(window.checked_sub(self.transports.len())?)?.transport;
+        std::mem::replace(&mut *slot.write().unwrap_or_else(PoisonError::into_inner), transport)
+    }
+
+    /// Does something with the device of a window, if there is one.
+    pub fn with<T>(&self, window: usize, act: impl FnOnce(&Transport) -> T) -> Option<T> {
+        let Some(behind) = window.checked_sub(self.transports.len()) else {
+            return self.transports.get(window).map(act);
+        };
+        let slot = &self.changing.get(behind)?.transport;
+        slot.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(act)
     }
 
     /// The guest reads from a port. Nobody's port reads as all ones, as a PC's bus does.
@@ -60,24 +84,33 @@ impl Bus {
 
     /// The guest reads where no memory is.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        match self.window(address) {
-            Some((transport, offset)) => transport.read(offset, data),
+        match window(address).and_then(|(window, offset)| Some((self.registers(window)?, offset))) {
+            Some((window, offset)) => window.read(offset, data),
             None => data.fill(0xff),
+        }
+    }
+
+    /// What reads of a window give, whether a device is there or not.
+    fn registers(&self, window: usize) -> Option<&Window> {
+        match window.checked_sub(self.transports.len()) {
+            None => self.transports.get(window).map(Transport::window),
+            Some(behind) => self.changing.get(behind).map(|changing| &changing.window),
         }
     }
 
     /// The guest writes where no memory is.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
-        if let Some((transport, offset)) = self.window(address) {
-            transport.write(offset, data);
+        if let Some((window, offset)) = window(address) {
+            self.with(window, |transport| transport.write(offset, data));
         }
     }
+}
 
-    fn window(&self, address: u64) -> Option<(&Transport, u64)> {
-        let offset = address.checked_sub(layout::MMIO_START)?;
-        let window = usize::try_from(offset / layout::MMIO_WINDOW_SIZE).ok()?;
-        Some((self.transports.get(window)?, offset % layout::MMIO_WINDOW_SIZE))
-    }
+/// The number of the register window at an address, and the offset in it.
+fn window(address: u64) -> Option<(usize, u64)> {
+    let offset = address.checked_sub(layout::MMIO_START)?;
+    let window = usize::try_from(offset / layout::MMIO_WINDOW_SIZE).ok()?;
+    Some((window, offset % layout::MMIO_WINDOW_SIZE))
 }
 
 fn serial_register(port: u16) -> Option<u8> {
@@ -91,10 +124,31 @@ mod tests {
 
     use super::*;
     use crate::console::Console;
+    use crate::devices::virtio::mmio::Windows;
 
     fn bus() -> Bus {
         let console = Console::new(tempfile::tempfile().unwrap(), 100);
-        Bus::new(SerialPort::new(EventFd::new(0).unwrap(), console), Vec::new())
+        Bus::new(SerialPort::new(EventFd::new(0).unwrap(), console), Vec::new(), Vec::new())
+    }
+
+    #[test]
+    fn a_window_without_a_device_reads_as_one_and_takes_nothing() {
+        let windows = Windows::new(1).unwrap();
+        windows.window(0).unwrap().keep_free();
+        let console = Console::new(tempfile::tempfile().unwrap(), 100);
+        let serial = SerialPort::new(EventFd::new(0).unwrap(), console);
+        let bus = Bus::new(serial, Vec::new(), vec![windows.window(0).unwrap()]);
+        for offset in (0..0x100).step_by(4) {
+            bus.mmio_write(layout::MMIO_START + offset, &[0xff; 4]);
+        }
+        let mut data = [0xff; 12];
+        bus.mmio_read(layout::MMIO_START, &mut data);
+        assert_eq!(&data, b"virt\x02\0\0\0\0\0\0\0");
+        bus.mmio_read(layout::MMIO_START + 0x70, &mut data);
+        assert_eq!(data, [0; 12]);
+        bus.mmio_read(layout::MMIO_START + layout::MMIO_WINDOW_SIZE, &mut data);
+        assert_eq!(data, [0xff; 12]);
+        assert!(bus.place(0, None).is_none() && bus.place(1, None).is_none() && bus.with(0, |_| ()).is_none());
     }
 
     #[test]

@@ -245,6 +245,7 @@ impl Server {
                     vcpus_to_guest_ns: ns(self.counters.vcpus_to_guest()),
                     guest_entered_at_ns: self.counters.entered_at_ns().unwrap_or(0),
                     tsc_khz: self.counters.tsc_khz(),
+                    net: self.machine.as_ref().map(Machine::net_counters).unwrap_or_default(),
                 })))
             }
             Request::AddShare(share) => {
@@ -263,6 +264,18 @@ impl Server {
             }
             Request::LimitShare(share) => {
                 self.any_machine("limit_share")?.limit_share(share)?;
+                Ok(Some(Reply::Done))
+            }
+            Request::AddNet(net) => {
+                let window = self.any_machine("add_net")?.add_net(&net, descriptors)?;
+                Ok(Some(Reply::Net { window }))
+            }
+            Request::SetCarrier { name, carrier } => {
+                self.any_machine("set_carrier")?.set_carrier(&name, carrier)?;
+                Ok(Some(Reply::Done))
+            }
+            Request::RemoveNet { name } => {
+                self.any_machine("remove_net")?.remove_net(&name)?;
                 Ok(Some(Reply::Done))
             }
             Request::Unlimit { owner } => {

@@ -2,7 +2,8 @@
 //!
 //! [`control::serve`] is the whole program: it takes requests from the shim on an inherited socket and runs the machine.
 //! Threads: the caller's runs the event loop with the control socket, vsock and rng; each vCPU has one ([`vcpu`]); the
-//! file device has one, because file I/O blocks ([`devices::virtio::fs`]).
+//! file device has one, because file I/O blocks ([`devices::virtio::fs`]); each network device has one, so that a flood
+//! of packets holds up nothing else ([`devices::virtio::net`]).
 
 pub mod arch;
 pub mod bus;
@@ -14,4 +15,6 @@ pub mod kvm;
 pub mod logger;
 pub mod machine;
 pub mod memory;
+pub mod nets;
+pub mod slots;
 pub mod vcpu;

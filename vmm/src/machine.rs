@@ -1,16 +1,16 @@
 //! One virtual machine: memory, KVM objects, devices, vCPUs.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use event_manager::MutEventSubscriber;
-use husk_protocol::control::{Limit, LimitedShare, MachineConfig, Share};
+use husk_protocol::control::{Limit, LimitedShare, MachineConfig, Net, NetCounters, Share};
 use husk_protocol::streams::GUEST_CID;
-use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use linux_loader::cmdline::Cmdline;
-use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::boot::{self, BootError, Image};
@@ -23,12 +23,14 @@ use crate::console::{Console, Tail};
 use crate::counters::Counters;
 use crate::devices::serial::SerialPort;
 use crate::devices::virtio::fs::{Fs, FsError, FsHandle};
-use crate::devices::virtio::mmio::{INTERRUPT_ACK, QUEUE_NOTIFY, Transport, USED_BUFFER, Windows};
+use crate::devices::virtio::mmio::Transport;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Dialled, Vsock};
 use crate::devices::virtio::{Identity, Mailbox, Runner};
 use crate::kvm::{Host, KvmError};
 use crate::memory::{self, GuestRam, MemoryError};
+use crate::nets::{Nets, NetsError};
+use crate::slots::{MOST_DEVICES, SlotError, Slots, Wires};
 use crate::vcpu::{Orders, Reporter, Shared, Vcpus};
 
 /// Most vCPUs of a machine: what the MP table has room for.
@@ -69,9 +71,15 @@ pub enum MachineError {
     /// The command line.
     #[error("cannot build the kernel's command line: {0}")]
     Cmdline(#[from] linux_loader::cmdline::Error),
+    /// Windows and lines.
+    #[error(transparent)]
+    Slots(#[from] SlotError),
     /// The file device.
     #[error(transparent)]
     Fs(#[from] FsError),
+    /// A network device.
+    #[error(transparent)]
+    Net(#[from] NetsError),
     /// Descriptors or threads.
     #[error("cannot make {what}: {cause}")]
     Host {
@@ -116,58 +124,28 @@ pub struct Machine {
     counters: Arc<Counters>,
     console: Tail,
     fs: FsHandle,
+    nets: Nets,
     /// Lives as long as the machine: ioeventfds and irqfds hang on it.
     vm: VmFd,
 }
 
-/// Register windows and lines, handed out in order.
-struct Slots {
-    windows: Windows,
+/// What a machine is built with, and where.
+struct Devices<'a> {
+    vm: &'a VmFd,
+    memory: &'a Arc<GuestRam>,
+    slots: Slots,
+    wires: Wires,
     transports: Vec<Transport>,
-    cmdline: Cmdline,
-    /// Takes the usual acknowledgement of an interrupt, which means nothing (`mmio/interrupt.rs`); nobody reads it.
-    acknowledged: EventFd,
 }
 
-/// Devices at most: each takes an interrupt line.
-const MOST_DEVICES: usize = (layout::IOAPIC_LINES - layout::FIRST_LINE) as usize;
-
-impl Slots {
-    fn new(cmdline: Cmdline) -> Result<Self, MachineError> {
-        let windows =
-            Windows::new(MOST_DEVICES).map_err(|cause| host("the register windows")(io::Error::other(cause)))?;
-        let acknowledged = EventFd::new(EFD_NONBLOCK).map_err(host("the interrupts' acknowledgement"))?;
-        Ok(Self { windows, transports: Vec::new(), cmdline, acknowledged })
-    }
-
+impl Devices<'_> {
     /// Gives a device its window and its line, and says so on the command line.
-    fn add(
-        &mut self,
-        vm: &VmFd,
-        memory: &Arc<GuestRam>,
-        name: &'static str,
-        identity: Identity,
-        mailbox: Mailbox,
-    ) -> Result<(), MachineError> {
-        let index = self.transports.len();
-        let count = index as u64;
-        let address = layout::MMIO_START + count * layout::MMIO_WINDOW_SIZE;
-        let line = layout::FIRST_LINE.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-        let Some(window) = self.windows.window(index).filter(|_| line < layout::IOAPIC_LINES) else {
-            let why = "each device takes an interrupt line, and there are 19";
-            return Err(MachineError::Config { what: "virtio devices", value: count + 1, why });
-        };
-        let event = EventFd::new(EFD_NONBLOCK).map_err(host("an interrupt's event"))?;
-        let transport = Transport::new(name, identity, Arc::clone(memory), mailbox, window, event);
+    fn add(&mut self, name: &'static str, identity: Identity, mailbox: Mailbox) -> Result<(), MachineError> {
+        let place = self.slots.take()?;
+        let line = EventFd::new(EFD_NONBLOCK).map_err(host("an interrupt's event"))?;
+        let transport = Transport::new(name, identity, Arc::clone(self.memory), mailbox, place.window.clone(), line);
         let transport = transport.map_err(host("a virtio device's events"))?;
-        vm.register_irqfd(transport.interrupt().line(), line).map_err(KvmError::step("wire an interrupt"))?;
-        for (index, kick) in (0_u32..).zip(transport.kicks()) {
-            vm.register_ioevent(kick, &IoEventAddress::Mmio(address + QUEUE_NOTIFY), index)
-                .map_err(KvmError::step("wire a queue's notification"))?;
-        }
-        vm.register_ioevent(&self.acknowledged, &IoEventAddress::Mmio(address + INTERRUPT_ACK), USED_BUFFER)
-            .map_err(KvmError::step("wire an interrupt's acknowledgement"))?;
-        self.cmdline.add_virtio_mmio_device(layout::MMIO_WINDOW_SIZE, GuestAddress(address), line, None)?;
+        self.wires.connect(self.vm, &place, &transport)?;
         self.transports.push(transport);
         Ok(())
     }
@@ -198,27 +176,31 @@ impl Machine {
 
         let mut cmdline = Cmdline::new(layout::CMDLINE_SIZE)?;
         cmdline.insert_str(CMDLINE)?;
-        let mut slots = Slots::new(cmdline)?;
+        let slots = Slots::new(cmdline)?;
+        let wires = Wires::new().map_err(host("the interrupts' acknowledgement"))?;
+        let mut devices = Devices { vm: &vm, memory: &ram, slots, wires, transports: Vec::new() };
         let mut subscribers: Vec<Subscriber> = Vec::new();
 
         let vsock = Vsock::new(GUEST_CID, &config.guest_dials, dialled).map_err(host("the vsock device"))?;
         let identity = vsock.identity();
         let (runner, mailbox) = Runner::new("vsock", vsock).map_err(host("the vsock device"))?;
-        slots.add(&vm, &ram, "vsock", identity, mailbox)?;
+        devices.add("vsock", identity, mailbox)?;
         subscribers.push(Box::new(runner));
 
         let (fs, identity, mailbox) = Fs::spawn()?;
-        slots.add(&vm, &ram, "fs", identity, mailbox)?;
+        devices.add("fs", identity, mailbox)?;
 
         let rng = Rng::new();
         let identity = rng.identity();
         let (runner, mailbox) = Runner::new("rng", rng).map_err(host("the rng device"))?;
-        slots.add(&vm, &ram, "rng", identity, mailbox)?;
+        devices.add("rng", identity, mailbox)?;
         subscribers.push(Box::new(runner));
 
-        kvm.show_windows(&vm, &ram, &slots.windows, slots.transports.len())?;
-        let Slots { transports, mut cmdline, .. } = slots;
-        let lines = u32::try_from(transports.len()).unwrap_or(u32::MAX);
+        let Devices { mut slots, wires, transports, .. } = devices;
+        let places = (0..config.net_windows).map(|_| slots.take()).collect::<Result<Vec<_>, _>>()?;
+        let (windows, taken, mut cmdline) = slots.finish();
+        kvm.show_windows(&vm, &ram, &windows, taken)?;
+        let lines = u32::try_from(taken).unwrap_or(u32::MAX);
         if !config.extra_cmdline.is_empty() {
             cmdline.insert_str(&config.extra_cmdline)?;
         }
@@ -237,11 +219,13 @@ impl Machine {
         // For measurements only: a KVM that does not say it is as good.
         counters.set_tsc_khz(fds.first().and_then(|fd| fd.get_tsc_khz().ok()).unwrap_or(0));
 
-        let bus = Arc::new(Bus::new(serial, transports));
+        let free = places.iter().map(|place| place.window.clone()).collect();
+        let bus = Arc::new(Bus::new(serial, transports, free));
+        let nets = Nets::new(wires, places, Arc::clone(&bus), Arc::clone(&ram));
         let orders = Arc::new(Orders::new());
         let shared = Arc::new(Shared { orders, bus, counters: Arc::clone(&counters), reporter });
         let vcpus = Vcpus::spawn(fds, &shared).map_err(host("the vCPUs' threads"))?;
-        Ok(Built { machine: Self { vcpus, counters, console: tail, fs, vm }, subscribers })
+        Ok(Built { machine: Self { vcpus, counters, console: tail, fs, nets, vm }, subscribers })
     }
 
     /// KVM's descriptor of it.
@@ -299,6 +283,36 @@ impl Machine {
         Ok(self.fs.limit_share(share)?)
     }
 
+    /// Adds a network device on `taps`, one for each pair of queues; returns its window's number.
+    ///
+    /// # Errors
+    /// The name is taken, no window is left, or a descriptor is not such a tap's.
+    pub fn add_net(&mut self, net: &Net, taps: Vec<OwnedFd>) -> Result<u32, MachineError> {
+        Ok(self.nets.add(&self.vm, net, taps)?)
+    }
+
+    /// Tells the guest whether a network device has a carrier.
+    ///
+    /// # Errors
+    /// There is none of that name, or its tap is gone.
+    pub fn set_carrier(&self, name: &str, carrier: bool) -> Result<(), MachineError> {
+        Ok(self.nets.set_carrier(name, carrier)?)
+    }
+
+    /// Takes a network device away.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn remove_net(&mut self, name: &str) -> Result<(), MachineError> {
+        Ok(self.nets.remove(&self.vm, name)?)
+    }
+
+    /// What the network devices have counted, by name.
+    #[must_use]
+    pub fn net_counters(&self) -> BTreeMap<String, NetCounters> {
+        self.nets.counters()
+    }
+
     /// Takes all limits of an owner away.
     pub fn unlimit(&self, owner: &str) {
         self.fs.unlimit(owner);
@@ -308,9 +322,15 @@ impl Machine {
 fn check(config: &MachineConfig) -> Result<(), MachineError> {
     /// Less does not hold a kernel and an agent.
     const LEAST_MIB: u32 = 48;
+    /// vsock, fs, rng.
+    const FIXED_DEVICES: usize = 3;
     if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
         let why = "1 to 32 are possible";
         return Err(MachineError::Config { what: "vcpus", value: config.vcpus.into(), why });
+    }
+    if usize::from(config.net_windows) > MOST_DEVICES - FIXED_DEVICES {
+        let why = "each takes an interrupt line, and 16 are left";
+        return Err(MachineError::Config { what: "net_windows", value: config.net_windows.into(), why });
     }
     if config.memory_mib < LEAST_MIB {
         let why = "kernel and agent take 48 MiB";

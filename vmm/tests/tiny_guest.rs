@@ -12,8 +12,8 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use husk_protocol::control::{
-    Envelope, Exit, ExitReason, Failure, MachineConfig, MachineState, Message, Metrics, Reply, Request, Socket,
-    SocketError,
+    Envelope, Exit, ExitReason, Failure, MachineConfig, MachineState, Message, Metrics, Net, NetRate, Reply, Request,
+    Socket, SocketError,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -95,6 +95,10 @@ impl Vmm {
     }
 
     fn create(&mut self, kernel: &[u8], vcpus: u8, memory_mib: u32) -> Result<Reply, Failure> {
+        self.create_with(kernel, vcpus, memory_mib, 0)
+    }
+
+    fn create_with(&mut self, kernel: &[u8], vcpus: u8, memory_mib: u32, net_windows: u8) -> Result<Reply, Failure> {
         let kvm = File::open("/dev/kvm").unwrap_or_else(|cause| panic!("/dev/kvm: {cause}: {WHY}"));
         let (kernel, initrd) = (file(kernel), file(b"initrd"));
         let console = self.console.try_clone().unwrap();
@@ -104,6 +108,7 @@ impl Vmm {
             extra_cmdline: String::new(),
             guest_dials: vec![1024],
             console_limit: 4096,
+            net_windows,
         };
         let fds = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
         self.ask_with(Request::Create(config), &fds)
@@ -246,6 +251,54 @@ fn pauses_and_goes_on() {
     vmm.ends();
 }
 
+fn net(name: &str) -> Net {
+    let rate = NetRate::default();
+    Net { name: name.to_owned(), mac: [2; 6], max_mtu: 1500, carrier: true, sent: rate, received: rate }
+}
+
+/// A tap that is gone with its descriptor.
+fn tap(name: &str) -> File {
+    let tap = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: all zeroes is a value of this structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap();
+    // SAFETY: the request reads and fills one structure.
+    assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }, 0);
+    tap
+}
+
+#[test]
+#[ignore = "needs a working KVM: make test runs it in the test bed"]
+fn network_devices_come_and_go_while_it_runs() {
+    let mut vmm = Vmm::spawn();
+    vmm.create_with(&elf(&WRITE_FOR_EVER), 2, 64, 2).unwrap();
+    vmm.ask(Request::Start).unwrap();
+    let failure = |result: Result<Reply, Failure>| result.expect_err("refused").message;
+    assert!(failure(vmm.ask(Request::AddNet(net("a")))).contains("0 descriptors"));
+    for round in 0..3 {
+        // A tap goes a moment after its device.
+        let [a, b, c] = ["a", "b", "c"].map(|name| tap(&format!("husk-{round}{name}")));
+        // Behind vsock, fs and rng.
+        assert_eq!(vmm.ask_with(Request::AddNet(net("a")), &[a.as_fd()]), Ok(Reply::Net { window: 3 }));
+        assert_eq!(vmm.ask_with(Request::AddNet(net("b")), &[b.as_fd()]), Ok(Reply::Net { window: 4 }));
+        assert!(failure(vmm.ask_with(Request::AddNet(net("a")), &[c.as_fd()])).contains("already"));
+        assert!(failure(vmm.ask_with(Request::AddNet(net("c")), &[c.as_fd()])).contains("built for 2"));
+        assert_eq!(vmm.ask(Request::SetCarrier { name: "a".to_owned(), carrier: false }), Ok(Reply::Done));
+        assert_eq!(vmm.metrics().net.into_keys().collect::<Vec<_>>(), ["a", "b"]);
+        for name in ["b", "a"] {
+            assert_eq!(vmm.ask(Request::RemoveNet { name: name.to_owned() }), Ok(Reply::Done));
+        }
+        assert!(failure(vmm.ask(Request::RemoveNet { name: "a".to_owned() })).contains("no network device"));
+    }
+    assert_eq!(vmm.ask(Request::State), Ok(Reply::State(MachineState::Running)));
+    vmm.ask(Request::Stop).unwrap();
+    vmm.ends();
+}
+
 #[test]
 #[ignore = "needs a working KVM: make test runs it in the test bed"]
 fn ends_with_its_shim() {
@@ -265,8 +318,11 @@ fn what_cannot_be_is_refused_in_words() {
     assert!(failure(vmm.create(b"no kernel", 1, 64)).contains("cannot load the kernel"));
     assert!(failure(vmm.create(&elf(&SPIN), 0, 64)).contains("vcpus 0"));
     assert!(failure(vmm.create(&elf(&SPIN), 1, 1)).contains("memory_mib 1"));
+    assert!(failure(vmm.create_with(&elf(&SPIN), 1, 64, 17)).contains("net_windows 17"));
+    assert!(failure(vmm.ask(Request::AddNet(net("eth0")))).contains("add_net is not possible"));
     assert!(
         failure(vmm.ask(Request::Create(MachineConfig {
+            net_windows: 0,
             memory_mib: 64,
             vcpus: 1,
             extra_cmdline: String::new(),

@@ -6,10 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use husk_protocol::agent::{
     Agent, CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse,
-    DestroySandboxRequest, DestroySandboxResponse, ExecRequest, ExecResponse, FreezeRequest, FreezeResponse,
-    HealthRequest, HealthResponse, NextEventsRequest, NextEventsResponse, ProcessesRequest, ProcessesResponse,
-    RemoveContainerRequest, RemoveContainerResponse, ResizeTerminalRequest, ResizeTerminalResponse, SignalRequest,
-    SignalResponse, StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse, UpdateContainerRequest,
+    DestroySandboxRequest, DestroySandboxResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
+    FreezeRequest, FreezeResponse, HealthRequest, HealthResponse, NextEventsRequest, NextEventsResponse,
+    ProcessesRequest, ProcessesResponse, RemoveContainerRequest, RemoveContainerResponse, ResizeTerminalRequest,
+    ResizeTerminalResponse, SetNetworkRequest, SetNetworkResponse, SignalRequest, SignalResponse,
+    StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse, UpdateContainerRequest,
     UpdateContainerResponse,
 };
 use husk_protocol::version;
@@ -18,6 +19,7 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use super::{Service, ServiceError};
 use crate::boot;
+use crate::forward::forward;
 use crate::vsock::Dial;
 
 /// The calls of the protocol, for [`Service`].
@@ -140,6 +142,17 @@ impl<D: Dial> Agent for Calls<D> {
     ) -> ttrpc::Result<RemoveContainerResponse> {
         self.remove(&request.id).await?;
         Ok(RemoveContainerResponse::default())
+    }
+
+    async fn set_network(&self, _: &TtrpcContext, request: SetNetworkRequest) -> ttrpc::Result<SetNetworkResponse> {
+        let service = Arc::clone(&self.0);
+        let warnings = whole("set the network", async move { service.network(request).await }).await?;
+        Ok(SetNetworkResponse { warnings, ..Default::default() })
+    }
+
+    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<ForwardResponse> {
+        forward(&request, &self.dial).await.map_err(ServiceError::from)?;
+        Ok(ForwardResponse::default())
     }
 
     async fn destroy_sandbox(

@@ -7,6 +7,8 @@ use ttrpc::proto::Code;
 
 use crate::boot;
 use crate::container::{CgroupError, ContainerError, PlanError};
+use crate::forward::ForwardError;
+use crate::network::NetworkError;
 
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +78,12 @@ pub enum ServiceError {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// The guest's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A connection from the host.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
     /// A step of the boot that is done late.
     #[error(transparent)]
     Boot(#[from] boot::BootError),
@@ -89,6 +97,12 @@ impl From<ServiceError> for ttrpc::Error {
                 Code::FAILED_PRECONDITION
             }
             ServiceError::Invalid(_) => Code::INVALID_ARGUMENT,
+            ServiceError::Forward(ForwardError::Invalid(_)) => Code::INVALID_ARGUMENT,
+            ServiceError::Forward(ForwardError::Connect { cause, .. })
+                if cause.kind() == io::ErrorKind::ConnectionRefused =>
+            {
+                Code::UNAVAILABLE
+            }
             ServiceError::NotFound(_) | ServiceError::NoExec { .. } => Code::NOT_FOUND,
             ServiceError::Exists(_) | ServiceError::ExecExists { .. } => Code::ALREADY_EXISTS,
             ServiceError::Container { cause, .. } => match cause {
@@ -100,7 +114,14 @@ impl From<ServiceError> for ttrpc::Error {
                 | ContainerError::Cgroup(CgroupError::InUse { .. }) => Code::FAILED_PRECONDITION,
                 _ => Code::UNKNOWN,
             },
-            ServiceError::Cgroup { .. } | ServiceError::Guest { .. } | ServiceError::Boot(_) => Code::INTERNAL,
+            ServiceError::Network(NetworkError::Message { .. } | NetworkError::Invalid { .. }) => {
+                Code::INVALID_ARGUMENT
+            }
+            ServiceError::Network(_)
+            | ServiceError::Cgroup { .. }
+            | ServiceError::Guest { .. }
+            | ServiceError::Forward(_)
+            | ServiceError::Boot(_) => Code::INTERNAL,
         };
         Self::RpcStatus(ttrpc::get_status(code, error.to_string()))
     }

@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use futures_util::StreamExt;
-use husk_protocol::agent::{CreateSandboxRequest, Streams, create_agent};
+use husk_protocol::agent::{CreateSandboxRequest, SetNetworkRequest, Streams, create_agent};
 use husk_protocol::streams::Nonce;
 use husk_protocol::version;
 use log::info;
@@ -23,6 +23,8 @@ use self::calls::Calls;
 use self::containers::Slot;
 use crate::events::Events;
 use crate::logger;
+use crate::network::Network;
+use crate::network::devices::Windows;
 use crate::reaper::Reaper;
 use crate::sandbox::{add_entropy, bring_cpus_up, set_wall_clock};
 use crate::stdio::Nonces;
@@ -47,6 +49,8 @@ pub struct Service<D> {
     containers: Mutex<HashMap<String, Slot>>,
     /// The shares are mounted with the first container.
     shares: Mutex<bool>,
+    /// One call at a time: each compares with what the one before has made.
+    network: tokio::sync::Mutex<Network>,
 }
 
 /// Serves the shim on `connection` until the guest ends.
@@ -77,6 +81,7 @@ impl<D: Dial> Service<D> {
             sandbox: OnceLock::new(),
             containers: Mutex::default(),
             shares: Mutex::default(),
+            network: tokio::sync::Mutex::default(),
         }
     }
 
@@ -106,6 +111,14 @@ impl<D: Dial> Service<D> {
         }
         info!("sandbox {} is ready", request.sandbox_id);
         Ok(())
+    }
+
+    async fn network(&self, request: SetNetworkRequest) -> Result<Vec<String>, ServiceError> {
+        if self.sandbox.get().is_none() {
+            return Err(ServiceError::NoSandbox);
+        }
+        let devices = Windows::new(self.reaper.clone());
+        Ok(self.network.lock().await.set(&request, &devices).await?)
     }
 }
 

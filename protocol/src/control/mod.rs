@@ -51,6 +51,23 @@ pub enum Request {
     Limit(Limit),
     /// Puts files under a limit.
     LimitShare(LimitedShare),
+    /// Adds a network device at a register window that the machine has kept for one. Answered by [`Reply::Net`]; the guest's
+    /// kernel looks at the window when the agent binds it to its driver. Descriptors: one of the tap's per pair of queues, non-blocking,
+    /// with IFF_NO_PI and IFF_VNET_HDR.
+    AddNet(Net),
+    /// Tells the guest whether the device's interface has a carrier.
+    SetCarrier {
+        /// As in [`Net::name`].
+        name: String,
+        /// It has.
+        carrier: bool,
+    },
+    /// Takes a network device away. The agent has taken it from its driver before: what it does afterwards goes nowhere. The tap's
+    /// descriptors are closed a moment after the answer.
+    RemoveNet {
+        /// As in [`Net::name`].
+        name: String,
+    },
     /// Takes all limits of an owner away.
     Unlimit {
         /// As in [`Limit::owner`].
@@ -72,6 +89,38 @@ pub struct MachineConfig {
     pub guest_dials: Vec<u32>,
     /// The console's log ends after so many bytes; the last lines are kept in memory for an exit's reason.
     pub console_limit: u64,
+    /// Register windows that are kept for network devices, each with an interrupt line.
+    pub net_windows: u8,
+}
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// Chosen by the shim.
+    pub name: String,
+    /// The interface's address.
+    pub mac: [u8; 6],
+    /// The largest MTU that the guest may set, in bytes.
+    pub max_mtu: u16,
+    /// The interface has a carrier.
+    pub carrier: bool,
+    /// What the guest may send, at most.
+    pub sent: NetRate,
+    /// What the guest gets, at most.
+    pub received: NetRate,
+}
+
+/// How much of the network, at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetRate {
+    /// Bytes in a second; 0: without a limit.
+    pub bytes: u64,
+    /// Bytes at once, after a rest; 0: those of a tenth of a second.
+    pub burst_bytes: u64,
+    /// Packets in a second; 0: without a limit.
+    pub packets: u64,
+    /// Packets at once, after a rest; 0: those of a tenth of a second.
+    pub burst_packets: u64,
 }
 
 /// A directory or a regular file that the guest sees in its virtio-fs device.
@@ -174,6 +223,11 @@ pub enum Reply {
     State(MachineState),
     /// To [`Request::Metrics`].
     Metrics(Metrics),
+    /// To [`Request::AddNet`].
+    Net {
+        /// Which register window it is, from 0: the platform device `virtio-mmio.<window>` of the guest.
+        window: u32,
+    },
 }
 
 /// A request that failed: what was tried, on what, why.
@@ -212,6 +266,27 @@ pub struct Metrics {
     pub guest_entered_at_ns: u64,
     /// How fast the guest's time stamp counter runs; 0: not known.
     pub tsc_khz: u32,
+    /// The network devices, by [`Net::name`].
+    pub net: std::collections::BTreeMap<String, NetCounters>,
+}
+
+/// Counters of a network device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetCounters {
+    /// Packets that the guest has sent.
+    pub sent_packets: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Packets of the guest that the host did not take, or that were none.
+    pub sent_dropped: u64,
+    /// Packets that the guest has got.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Packets that had no room in the guest.
+    pub received_dropped: u64,
+    /// Times that a limit held packets back.
+    pub held_back: u64,
 }
 
 /// Why a machine ended.

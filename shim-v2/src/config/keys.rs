@@ -144,6 +144,24 @@ sections! {
         console_kib: u32 = 64_u32, "0 to 16384", |value| *value <= 16384;
     }
 
+    /// The pod's network.
+    network: Network {
+        /// Interfaces of the pod's network namespace that there is room for in its machine.
+        interfaces: u8 = 8_u8, "0 to 16", |value| *value <= 16;
+        /// What one interface of a pod may send in a second, in KiB; 0: as much as it can. A tenth of a second's worth may go at once.
+        sent_kib_s: u32 = 0_u32, "0 to 4294967295", |_| true;
+        /// The same in packets.
+        sent_packets_s: u32 = 0_u32, "0 to 4294967295", |_| true;
+        /// What one interface of a pod gets in a second, in KiB; 0: all that comes. What comes too fast waits in the tap's queue, and is dropped
+        /// when that is full.
+        received_kib_s: u32 = 0_u32, "0 to 4294967295", |_| true;
+        /// The same in packets.
+        received_packets_s: u32 = 0_u32, "0 to 4294967295", |_| true;
+        /// Connections to localhost of the pod's network namespace that the guest serves at once, and flows of datagrams as well; others
+        /// are reset. Fewer where the shim may have less than ten times as many files open. 0: localhost does not reach the guest.
+        localhost_connections: u32 = 256_u32, "0 to 400", |value| *value <= 400;
+    }
+
     /// How long something may take. What takes longer has failed: the error names the key.
     limits: Limits {
         /// From the machine's start to the agent's first answer, in seconds.
@@ -165,6 +183,8 @@ sections! {
         delete_output_s: u32 = 4_u32, "1 to 3600", seconds;
         /// A stream of the guest's to say which it is, in seconds.
         stream_s: u32 = 5_u32, "1 to 3600", seconds;
+        /// A connection to localhost of the pod's network namespace to be taken in the guest, in seconds; it is reset then.
+        forward_s: u32 = 5_u32, "1 to 3600", seconds;
         /// A hook whose document gives it no timeout, in seconds; it is killed then. The kubelet gives a call as long.
         hook_s: u32 = 120_u32, "1 to 3600", seconds;
         /// A logging program (binary://) to be ready, and to end once it was told to, in seconds; it is killed then.
@@ -220,6 +240,7 @@ limits! {
     output: output_s,
     delete_output: delete_output_s,
     stream: stream_s,
+    forward: forward_s,
     hook: hook_s,
     logger: logger_s,
     event: event_s,

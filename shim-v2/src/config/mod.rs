@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use crate::host::file::read_small_text;
 use keys::Wrong;
-pub use keys::{Config, Key, Limits, Log, Section, Vm};
+pub use keys::{Config, Key, Limits, Log, Network, Section, Vm};
 
 /// Where the configuration is unless containerd says otherwise.
 pub const PATH: &str = "/etc/husk/config.toml";

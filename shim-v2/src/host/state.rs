@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::{self, CgroupError};
 use super::file::read_small;
 use super::process::Identity;
+use crate::network::{Left, NetworkError};
 
 /// The file's name in the pod's directory.
 const NAME: &str = "state.json";
@@ -39,9 +40,23 @@ pub struct State {
     /// The pod's cgroup.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// What its network has left in a namespace that outlives it.
+    #[serde(default)]
+    pub network: Option<Left>,
     /// The machine has ended, and nothing is left but the shim, which tells what containerd has not taken yet.
     #[serde(default)]
     pub ended: bool,
+}
+
+/// Why something of a pod is left.
+#[derive(Debug, thiserror::Error)]
+pub enum EndError {
+    /// In its cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// In its network namespace.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 impl State {
@@ -56,16 +71,20 @@ impl State {
         fs::rename(temporary, directory.join(NAME))
     }
 
-    /// Ends the pod's cgroup, and the processes that are not in it yet.
+    /// Ends the pod's cgroup, and the processes that are not in it, and takes back what is in its network namespace.
     ///
     /// # Errors
-    /// Something in the cgroup does not die.
-    pub fn end(&self) -> Result<(), CgroupError> {
+    /// Something in the cgroup does not die, or the kernel refuses.
+    pub fn end(&self) -> Result<(), EndError> {
         if let Some(path) = &self.cgroup {
             cgroup::remove(path)?;
         }
         for process in &self.processes {
             process.kill(KILL_MS);
+        }
+        // Its taps are gone with the VMM.
+        if let Some(left) = &self.network {
+            left.take_back()?;
         }
         Ok(())
     }
@@ -122,6 +141,7 @@ mod tests {
             containers: BTreeMap::from([("c1".to_owned(), Identity { pid: 3, started: 4 })]),
             socket: "/run/s".into(),
             cgroup: Some("/sys/fs/cgroup/default/husk-c1".into()),
+            network: Some(Left { path: "/run/netns/a".into(), identity: (4, 5), interfaces: vec![(2, true)] }),
             ended: true,
         };
         state.write(&directory).unwrap();

@@ -11,13 +11,13 @@ use husk_protocol::control::Share;
 use husk_protocol::document::PER_MOUNT;
 use husk_protocol::runtimeoptions;
 use log::{info, warn};
-use oci_spec::runtime::{self, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime;
 use protobuf::{Message, MessageField};
-use rustix::fs::{Mode, OFlags};
 
 use super::container::{Container, Made};
 use super::document;
 use super::error::TaskError;
+use super::netns::Netns;
 use super::pod::{Pod, Sandbox};
 use super::process::Process;
 use super::stdio::{Names, Owner, Stdio};
@@ -61,11 +61,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     if !unknown.is_empty() {
         warn!(container = id, stage = "request"; "config.json has fields that husk does not know, and that do nothing: {unknown}");
     }
-    if let Some(path) = network_namespace(&spec).and_then(|namespace| namespace.path().as_ref())
-        && !path.is_absolute()
-    {
-        return Err(invalid(format!("the network namespace {} is not an absolute path", path.display())));
-    }
+    let netns = Netns::of(id, pod, &spec)?;
     let hooks = Hooks::of(id, &spec, &bundle)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let throttles =
@@ -88,12 +84,25 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
         let root = rootfs::open(&request.rootfs, &spec, &bundle, pod.directory())?;
         let volumes = volumes::open(&spec, &bundle)?;
         let programs = volumes::programs(&spec)?;
-        let stub = spawn_stub(&spec, &hooks, pod.cgroup().as_ref())?;
-        Ok::<_, TaskError>((Opened { root, volumes, programs }, stub))
+        let stub = spawn_stub(netns.of_stub(pod), pod.cgroup().as_ref())?;
+        let devices = netns.devices(pod, &stub, &spec, &config).await?;
+        Ok::<_, TaskError>((Opened { root, volumes, programs }, stub, devices))
     };
     let (sandbox, host) = tokio::join!(pod.sandbox_for(&spec, &config), host);
-    let (sandbox, (opened, stub)) = (sandbox?, host?);
+    let (sandbox, (opened, stub, devices)) = match (sandbox, host) {
+        (Ok(sandbox), Ok(host)) => (sandbox, host),
+        (Err(cause), host) => {
+            if let Ok((_, _, Some(devices))) = host {
+                devices.end().await;
+            }
+            return Err(cause);
+        }
+        (_, Err(cause)) => return Err(cause),
+    };
     pod.adopt(id, &stub)?;
+    if let Some(devices) = devices {
+        pod.has_network(devices.follow(sandbox.agent.clone()).await?);
+    }
     let lone = spec.annotations().as_ref().is_none_or(|annotations| !annotations.contains_key(CONTAINER_TYPE));
     let mut shares = Vec::with_capacity(1 + opened.volumes.len());
     let made = async {
@@ -242,26 +251,8 @@ fn configuration(pod: &Pod, request: &CreateTaskRequest) -> Result<Config, TaskE
     Ok(Config::read_default()?)
 }
 
-/// What the document says of the network namespace; none: the host's.
-fn network_namespace(spec: &Spec) -> Option<&LinuxNamespace> {
-    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
-    namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
-}
-
 /// The task's process on the host: in the pod's network namespace, where containerd and CNI look for it.
-fn spawn_stub(spec: &Spec, hooks: &Hooks, cgroup: Option<&Cgroup>) -> Result<Child, TaskError> {
-    let namespace = network_namespace(spec);
-    let opened = namespace
-        .and_then(|namespace| namespace.path().as_ref())
-        .map(|path| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
-        .transpose()
-        .map_err(|cause| TaskError::Host { what: "open the pod's network namespace", cause: cause.into() })?;
-    let network = match (&opened, namespace) {
-        (Some(opened), _) => Network::At(opened.as_fd()),
-        // Nobody but a hook can put something into it.
-        (None, Some(_)) if !hooks.is_empty() => Network::New,
-        _ => Network::Host,
-    };
+fn spawn_stub(network: Network<'_>, cgroup: Option<&Cgroup>) -> Result<Child, TaskError> {
     let path = installed(VERSION, "husk-stub");
     let cgroup = cgroup.map(Cgroup::open).transpose()?;
     let program = Program {

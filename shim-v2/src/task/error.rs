@@ -10,6 +10,7 @@ use crate::config::ConfigError;
 use crate::host::cgroup::CgroupError;
 use crate::host::hooks::HookError;
 use crate::host::host_remedy;
+use crate::network::NetworkError;
 use crate::rootfs::RootfsError;
 use crate::vm::{AgentError, BootError, ControlError, Ended, SizeError};
 use crate::volumes::VolumeError;
@@ -120,6 +121,9 @@ pub enum TaskError {
     /// The host's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The pod's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The agent.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -152,6 +156,8 @@ pub enum Stage {
     Boot,
     /// The container inside the guest.
     Container,
+    /// The pod's network.
+    Network,
     /// A program of the document's on the host.
     Hook,
 }
@@ -169,6 +175,7 @@ impl Stage {
             Self::Machine => "machine",
             Self::Boot => "boot",
             Self::Container => "container",
+            Self::Network => "network",
             Self::Hook => "hook",
         }
     }
@@ -195,6 +202,7 @@ impl TaskError {
             Self::Throttle(_) => (Code::INVALID_ARGUMENT, Some(Stage::Container)),
             Self::Size(_) => (Code::INVALID_ARGUMENT, Some(Stage::Machine)),
             Self::Pod(_) | Self::Cgroup(_) | Self::Host { .. } => (Code::UNKNOWN, Some(Stage::Host)),
+            Self::Network(_) => (Code::UNKNOWN, Some(Stage::Network)),
             Self::Control(_) | Self::Ended(_) => (Code::UNKNOWN, Some(Stage::Machine)),
             Self::Boot(cause) => (Code::UNKNOWN, Some(if cause.is_of_guest() { Stage::Boot } else { Stage::Machine })),
             // The guest's word, so the list is short: another code makes containerd do something. (Unimplemented from

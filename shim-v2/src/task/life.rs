@@ -150,6 +150,10 @@ impl Life {
         if container.init.phase() != Phase::Created {
             return Err(TaskError::State { id: id.to_owned(), what: "start it", state: container.state() });
         }
+        // Whoever has waited for the namespace to be there has put interfaces into it since Create (`ctr run --cni`, nerdctl's hooks).
+        if let Some(network) = self.pod.network() {
+            network.settle().await?;
+        }
         if let Err(cause) = self.sandbox(id)?.agent.start_container(id, container.hooks.starting()).await {
             error!(container = id, stage = "start"; "{cause}");
             if let AgentError::Refused { .. } = cause {
@@ -161,6 +165,13 @@ impl Life {
         }
         container.init.started();
         phases::stamp(Stamp::ProgramStarted);
+        // When Start is answered.
+        let pod = Arc::clone(&self.pod);
+        tokio::spawn(async move {
+            if let (Some(network), Some(sandbox)) = (pod.network(), pod.sandbox()) {
+                network.open_localhost(sandbox.config.network.localhost_connections);
+            }
+        });
         let pid = container.stub.pid();
         self.pod.publisher.publish(&TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() });
         if let Err(cause) = container.hooks.poststart(pid).await {

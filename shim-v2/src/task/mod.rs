@@ -13,6 +13,7 @@ mod error;
 mod execs;
 mod exits;
 mod life;
+mod netns;
 mod pod;
 mod process;
 mod service;

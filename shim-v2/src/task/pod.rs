@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use husk_protocol::agent::CreateSandboxRequest;
@@ -17,10 +17,11 @@ use crate::VERSION;
 use crate::config::{Config, set_limits};
 use crate::events::Publisher;
 use crate::host::CONSOLE;
-use crate::host::cgroup::{self, Cgroup, CgroupError};
+use crate::host::cgroup::{self, Cgroup};
 use crate::host::process::{Child, Identity, started};
-use crate::host::state::{State, remove_directory};
+use crate::host::state::{EndError, State, remove_directory};
 use crate::logger;
+use crate::network::{Left, Network};
 use crate::phases::{self, Stamp};
 use crate::start::Named;
 use crate::vm::{AgentClient, BootError, Host, LastWords, Machine, Parts, Size, relay};
@@ -45,7 +46,7 @@ pub enum PodError {
     },
     /// What is left of an earlier one.
     #[error("cannot end what an earlier pod of this id has left: {0}")]
-    Left(CgroupError),
+    Left(EndError),
     /// It has ended.
     #[error("the pod has ended: make a new one")]
     Ended,
@@ -66,6 +67,7 @@ pub struct Pod {
     state: Mutex<State>,
     vm: Mutex<Vm>,
     sandbox: OnceCell<Arc<Sandbox>>,
+    network: OnceLock<Network>,
     /// Whether the end has come.
     ended: AsyncMutex<bool>,
 }
@@ -116,6 +118,7 @@ impl Pod {
             containers: BTreeMap::new(),
             socket,
             cgroup: None,
+            network: None,
             ended: false,
         };
         Self::name(&directory, &state)?;
@@ -133,6 +136,7 @@ impl Pod {
             state: Mutex::new(state),
             vm: Mutex::new(Vm::None),
             sandbox: OnceCell::new(),
+            network: OnceLock::new(),
             ended: AsyncMutex::new(false),
         }))
     }
@@ -190,6 +194,34 @@ impl Pod {
     #[must_use]
     pub fn cgroup(&self) -> Option<Cgroup> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone().map(Cgroup::made)
+    }
+
+    /// The VMM, as soon as a container is being made.
+    #[must_use]
+    pub fn machine(&self) -> Option<Arc<Machine>> {
+        match &*self.vm.lock().unwrap_or_else(PoisonError::into_inner) {
+            Vm::Started(machine) => Some(Arc::clone(machine)),
+            Vm::None | Vm::Ended => None,
+        }
+    }
+
+    /// The network, once it was made.
+    #[must_use]
+    pub fn network(&self) -> Option<&Network> {
+        self.network.get()
+    }
+
+    /// This is the pod's network from now on.
+    pub fn has_network(&self, network: Network) {
+        // There is one already if two Creates came at once: dropped, it takes back what it has made.
+        let _ = self.network.set(network);
+    }
+
+    /// Writes down what its network leaves behind.
+    pub fn leaves(&self, network: Option<Left>) {
+        if let Err(cause) = self.remember(|state| state.network = network) {
+            warn!(stage = "network"; "{cause}");
+        }
     }
 
     /// Names the stub of container `id` in the state file.
@@ -307,6 +339,10 @@ impl Pod {
         if let Vm::Started(machine) = vm {
             machine.stop().await;
             phases::stamp(Stamp::MachineStopped);
+        }
+        // The taps went with the VMM.
+        if let Some(network) = self.network.get() {
+            network.end().await;
         }
         let cgroup = self.state.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone();
         if let Some(path) = cgroup

@@ -77,6 +77,8 @@ enum Limit {
     Call,
     /// Something is looked up, and somebody waits for it: containerd gives State, Stats and Pids 2 s.
     Query,
+    /// A connection is made in the guest, and somebody waits for it.
+    Forward,
 }
 
 impl Limit {
@@ -84,6 +86,7 @@ impl Limit {
         match self {
             Self::Call => "limits.call_s",
             Self::Query => "limits.query_s",
+            Self::Forward => "limits.forward_s",
         }
     }
 }
@@ -238,6 +241,15 @@ impl AgentClient {
         self.answer("change the container's limits", updated).await.map(drop)
     }
 
+    /// Makes the guest's network; returns what could not be made as it was asked for.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn set_network(&self, request: rpc::SetNetworkRequest) -> Result<Vec<String>, AgentError> {
+        let made = self.client.set_network(self.context(), &request);
+        Ok(self.answer("make the pod's network", made).await?.warnings)
+    }
+
     /// What a container has used.
     ///
     /// # Errors
@@ -271,6 +283,16 @@ impl AgentClient {
         let answer = self.client.next_events(Context::default(), &request).await;
         let answer = answer.map_err(|cause| AgentError::Lost { call: "tell its events", cause: cause.to_string() })?;
         Ok(answer.events)
+    }
+
+    /// Connects to a port of the guest's loopback, and has a stream dialled to it.
+    ///
+    /// # Errors
+    /// See [`AgentError`]; refused with `UNAVAILABLE`: nobody listens there.
+    pub async fn forward(&self, request: rpc::ForwardRequest) -> Result<(), AgentError> {
+        let limit = limits().forward();
+        let forwarded = self.client.forward(context_for(limit), &request);
+        self.answer_within(Limit::Forward, limit, "connect", forwarded).await.map(drop)
     }
 
     /// Removes what is left of a container in the guest.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use husk_protocol::agent::HealthResponse;
 use husk_protocol::control::{
-    Limit, LimitedShare, MachineConfig, MachineState, Metrics, Reply, Request, Share, Socket, SocketError,
+    Limit, LimitedShare, MachineConfig, MachineState, Metrics, Net, Reply, Request, Share, Socket, SocketError,
 };
 use husk_protocol::streams::{RPC_PORT, STREAM_PORT};
 use log::{info, warn};
@@ -222,6 +222,7 @@ impl Machine {
             extra_cmdline: config.vm.kernel_cmdline.clone(),
             guest_dials: vec![RPC_PORT, STREAM_PORT],
             console_limit: u64::from(config.vm.console_kib) * 1024,
+            net_windows: config.network.interfaces,
         };
         let descriptors = [kvm.as_fd(), kernel.as_fd(), initrd.as_fd(), console.as_fd()];
         self.control.ask("build the machine", Request::Create(machine), &descriptors).await?;
@@ -327,6 +328,37 @@ impl Machine {
                 warn!(stage = "host"; "share {name}: {cause}");
             }
         }
+    }
+
+    /// Gives the machine a network device; returns its register window. `queues` are its tap's descriptors.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn add_net(&self, net: Net, queues: &[OwnedFd]) -> Result<u32, ControlError> {
+        const NAME: &str = "add a network device";
+        let queues: Vec<BorrowedFd<'_>> = queues.iter().map(AsFd::as_fd).collect();
+        match self.control.ask(NAME, Request::AddNet(net), &queues).await? {
+            Reply::Net { window } => Ok(window),
+            other => Err(ControlError::Refused { request: NAME, message: format!("it answered {other:?}") }),
+        }
+    }
+
+    /// Tells the guest whether a network device's interface has a carrier.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn set_carrier(&self, name: &str, carrier: bool) -> Result<(), ControlError> {
+        let request = Request::SetCarrier { name: name.to_owned(), carrier };
+        self.control.ask("set a network device's carrier", request, &[]).await.map(drop)
+    }
+
+    /// Takes a network device away.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn remove_net(&self, name: &str) -> Result<(), ControlError> {
+        let request = Request::RemoveNet { name: name.to_owned() };
+        self.control.ask("remove a network device", request, &[]).await.map(drop)
     }
 
     /// Sets the rates of a limit.

@@ -9,6 +9,7 @@ use std::io;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, ReadVolatile, VolatileMemoryError, WriteVolatile};
 
+use super::vectors::Vectors;
 use crate::memory::GuestRam;
 
 /// What a driver must not build.
@@ -158,6 +159,17 @@ impl Chain {
         transfer(memory, parts(&self.readable, offset, count as usize), |slice| to.write_volatile(slice))
     }
 
+    /// Adds the places of up to `count` readable bytes from `offset` on to `to`; returns how many bytes they have, which are fewer
+    /// when there are no more, or no room for more places.
+    pub fn readable_places(&self, memory: &GuestRam, offset: u32, count: u32, to: &mut Vectors) -> u32 {
+        places(memory, parts(&self.readable, offset, count as usize), to)
+    }
+
+    /// As [`Chain::readable_places`], of writable bytes.
+    pub fn writable_places(&self, memory: &GuestRam, offset: u32, count: u32, to: &mut Vectors) -> u32 {
+        places(memory, parts(&self.writable, offset, count as usize), to)
+    }
+
     /// Reads up to `count` bytes from `from` into the writable bytes from `offset` on. Stops at the first short read.
     ///
     /// # Errors
@@ -185,6 +197,21 @@ fn parts(buffers: &[Buffer], offset: u32, count: usize) -> impl Iterator<Item = 
         // No overflow: the whole buffer was checked to lie inside guest memory.
         (len > 0).then(|| Buffer { address: GuestAddress(buffer.address.0 + u64::from(skipped)), len })
     })
+}
+
+fn places(memory: &GuestRam, parts: impl Iterator<Item = Buffer>, to: &mut Vectors) -> u32 {
+    let mut done: u32 = 0;
+    for part in parts {
+        for slice in memory.get_slices(part.address, part.len as usize) {
+            // Checked when the chain was: an error cannot happen, and would only end it.
+            let Ok(slice) = slice else { return done };
+            if !to.push(slice.ptr_guard().as_ptr().cast_mut(), slice.len()) {
+                return done;
+            }
+            done = done.saturating_add(u32::try_from(slice.len()).unwrap_or(u32::MAX));
+        }
+    }
+    done
 }
 
 fn transfer(

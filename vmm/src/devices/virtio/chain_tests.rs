@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::io::{Read, Write};
 
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
 
@@ -106,4 +106,35 @@ fn what_no_driver_may_build_is_refused() {
     // An indirect table of no entries, or that is not there.
     assert_eq!(check(&memory, &[(0x4000, 0, INDIRECT, 0)]).unwrap_err(), ChainError::Empty);
     assert_eq!(check(&memory, &[(end, 16, INDIRECT, 0)]).unwrap_err(), ChainError::Empty);
+}
+
+#[test]
+fn places_are_those_of_the_bytes_and_bounded() {
+    let memory = memory::cold(2).unwrap();
+    memory.write_slice(b"abcdefgh", GuestAddress(DATA)).unwrap();
+    let table =
+        [(DATA, 3, NEXT, 1), (DATA + 3, 5, NEXT, 2), (DATA + 0x100, 2, NEXT | WRITE, 3), (DATA + 0x200, 4, WRITE, 0)];
+    let chain = check(&memory, &table).unwrap();
+    let (mut theirs, mut ours) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut places = Vectors::default();
+    assert_eq!(chain.readable_places(&memory, 2, 100, &mut places), 6);
+    // SAFETY: places of the chain, which is inside memory.
+    assert_eq!(unsafe { places.write(&ours) }.unwrap(), 6);
+    let mut bytes = [0; 6];
+    theirs.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"cdefgh");
+    theirs.write_all(b"12345678").unwrap();
+    places.clear();
+    assert_eq!(chain.writable_places(&memory, 1, 4, &mut places), 4);
+    // SAFETY: as above.
+    assert_eq!(unsafe { places.read(&ours) }.unwrap(), 4);
+    assert_eq!(chain.writable_places(&memory, 9, 4, &mut places), 0);
+    let mut got = [0; 4];
+    memory.read_slice(&mut got, GuestAddress(DATA + 0x200)).unwrap();
+    assert_eq!(&got, &[b'2', b'3', b'4', 0]);
+    // No more than a system call takes.
+    places.clear();
+    assert_eq!((0..2000).map(|_| chain.readable_places(&memory, 0, 1, &mut places)).sum::<u32>(), 1023);
+    assert_eq!(chain.readable_places(&memory, 0, 1, &mut places), 0);
+    ours.read_exact(&mut bytes[..4]).unwrap();
 }

@@ -25,8 +25,8 @@ pub struct Identity {
     /// Feature bits offered, [`COMMON_FEATURES`] among them.
     pub features: u64,
     /// Largest size of each queue: a power of two.
-    pub queue_sizes: &'static [u16],
-    /// The configuration space's bytes; read-only for the guest.
+    pub queue_sizes: Vec<u16>,
+    /// The configuration space's bytes, as they are at first; read-only for the guest.
     pub config: Vec<u8>,
 }
 
@@ -34,8 +34,8 @@ pub struct Identity {
 pub trait Signal: Send + Sync {
     /// Used buffers are in queue `index`.
     fn queue(&self, index: u16);
-    /// The configuration space changed.
-    fn config(&self);
+    /// The configuration space's bytes from `offset` on are `bytes` now, and the driver is told.
+    fn config(&self, offset: u64, bytes: &[u8]);
     /// The device cannot go on until the driver resets it (virtio 1.2, 2.1.2: DEVICE_NEEDS_RESET).
     fn needs_reset(&self);
 }

@@ -8,12 +8,18 @@ pub mod chain;
 pub mod device;
 pub mod fs;
 pub mod mmio;
+pub mod net;
+pub mod pace;
 pub mod queue;
 pub mod rng;
 pub mod runner;
+pub mod thread;
+pub mod vectors;
 pub mod vsock;
 
 pub use chain::{Chain, ChainError};
 pub use device::{ActivateError, Activation, Device, DeviceState, Identity, Signal};
 pub use queue::{Queue, QueueError};
 pub use runner::{Mailbox, Runner};
+pub use thread::{DeviceThread, ThreadError};
+pub use vectors::Vectors;

@@ -2,10 +2,11 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError};
@@ -49,7 +50,14 @@ pub struct Queue {
     /// The driver's notification (an ioeventfd on the transport's notify register).
     kick: Arc<EventFd>,
     signal: Arc<dyn Signal>,
+    /// Chains used since the driver was last looked at for an interrupt.
+    added: u16,
 }
+
+/// Bytes of a ring before its entries, of an entry of the available ring, and of one of the used ring (virtio 1.2, 2.7.6, 2.7.8).
+const RING_HEADER: u64 = 4;
+const AVAIL_ENTRY: u64 = 2;
+const USED_ENTRY: u64 = 8;
 
 impl Queue {
     /// Puts a configured ring together with its notification and interrupt.
@@ -60,7 +68,7 @@ impl Queue {
         kick: Arc<EventFd>,
         signal: Arc<dyn Signal>,
     ) -> Self {
-        Self { index, ring, memory, kick, signal }
+        Self { index, ring, memory, kick, signal, added: 0 }
     }
 
     /// The queue's number in its device.
@@ -101,6 +109,12 @@ impl Queue {
         next_raw(&mut self.ring, Arc::clone(&self.memory), self.index)
     }
 
+    /// How many chains it has room for.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
     /// Gives the last popped chain back to the available ring: it comes again with the next pop.
     pub fn undo_pop(&mut self) {
         self.ring.go_to_previous_position();
@@ -120,7 +134,34 @@ impl Queue {
     /// # Errors
     /// The used ring is outside of memory.
     pub fn add_used(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
-        self.ring.add_used(&*self.memory, head, written).map_err(|cause| QueueError::Ring { index: self.index, cause })
+        self.ring.add_used(&*self.memory, head, written).map_err(|cause| self.ring_error(cause))?;
+        self.added = self.added.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Returns chains that belong together, so that the driver sees all of them or none (virtio 1.2, 5.1.6.4.1, for the
+    /// buffers of one packet).
+    ///
+    /// # Errors
+    /// The used ring is outside of memory.
+    pub fn add_used_together(&mut self, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some((&(head, written), others)) = used.split_last() else { return Ok(()) };
+        let size = self.ring.size().max(1);
+        let mut next = self.ring.next_used();
+        for &(head, written) in others {
+            let mut entry = [0; 8];
+            entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+            entry[4..].copy_from_slice(&written.to_le_bytes());
+            let at = self.place(self.ring.used_ring(), RING_HEADER + USED_ENTRY * u64::from(next % size))?;
+            self.memory
+                .write_slice(&entry, at)
+                .map_err(|cause| self.ring_error(virtio_queue::Error::GuestMemory(cause)))?;
+            next = next.wrapping_add(1);
+            self.added = self.added.wrapping_add(1);
+        }
+        self.ring.set_next_used(next);
+        // Shows the driver all of them.
+        self.add_used(head, written)
     }
 
     /// Interrupts the driver if it wants to know of what was used since the last call.
@@ -128,14 +169,28 @@ impl Queue {
     /// # Errors
     /// The ring is outside of memory.
     pub fn signal_used(&mut self) -> Result<(), QueueError> {
-        let wanted = self
-            .ring
-            .needs_notification(&*self.memory)
-            .map_err(|cause| QueueError::Ring { index: self.index, cause })?;
-        if wanted {
+        let added = std::mem::take(&mut self.added);
+        if added > 0 && (!self.ring.event_idx_enabled() || self.used_event_is_among(added)?) {
             self.signal.queue(self.index);
         }
         Ok(())
+    }
+
+    /// Whether the entry that the driver waits for is one of the last `added` (virtio 1.2, 2.7.10; `vring_need_event` of Linux).
+    fn used_event_is_among(&self, added: u16) -> Result<bool, QueueError> {
+        // What was used is in memory before the look at what the driver wants.
+        fence(Ordering::SeqCst);
+        let at = self.place(self.ring.avail_ring(), RING_HEADER + AVAIL_ENTRY * u64::from(self.ring.size()))?;
+        let event: u16 = self
+            .memory
+            .load(at, Ordering::Relaxed)
+            .map_err(|cause| self.ring_error(virtio_queue::Error::GuestMemory(cause)))?;
+        Ok(self.ring.next_used().wrapping_sub(u16::from_le(event)).wrapping_sub(1) < added)
+    }
+
+    fn place(&self, ring: u64, offset: u64) -> Result<GuestAddress, QueueError> {
+        let place = ring.checked_add(offset).map(GuestAddress);
+        place.ok_or_else(|| self.ring_error(virtio_queue::Error::AddressOverflow))
     }
 
     /// Asks the driver not to notify while the device looks at the ring anyway.

@@ -92,7 +92,7 @@ impl<A: FileAccess> Fs<A> {
         let mut config = vec![0; TAG_SIZE];
         config[..TAG.len()].copy_from_slice(TAG);
         config.extend(REQUEST_QUEUES.to_le_bytes());
-        Identity { kind: KIND, features: COMMON_FEATURES, queue_sizes: QUEUE_SIZES, config }
+        Identity { kind: KIND, features: COMMON_FEATURES, queue_sizes: QUEUE_SIZES.to_vec(), config }
     }
 }
 
@@ -132,8 +132,7 @@ impl<A: FileAccess> Device for Fs<A> {
 
     fn event(&mut self, _events: Events, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
         if let Some(timer) = self.files.limits().timer() {
-            // How often it has rung does not matter; that it has not, since it was set again, neither.
-            let _ = rustix::io::read(timer, &mut [0; 8]);
+            timer.heard();
         }
         self.woken(ops)
     }

@@ -36,7 +36,7 @@ struct Interrupts(AtomicUsize);
 
 impl Signal for Interrupts {
     fn queue(&self, _: u16) {}
-    fn config(&self) {}
+    fn config(&self, _: u64, _: &[u8]) {}
     fn needs_reset(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }

@@ -3,17 +3,14 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Instant;
 
-use event_manager::{EventManager, SubscriberOps};
 use husk_broker::{Broker, ShareError};
 use husk_protocol::control::{Limit, LimitedShare, Share};
-use log::error;
 
 use super::super::device::Identity;
-use super::super::runner::{Mailbox, Runner};
+use super::super::runner::Mailbox;
+use super::super::thread::{DeviceThread, ThreadError};
 use super::device::Fs;
 use super::limits::Limits;
 
@@ -31,20 +28,19 @@ pub enum FsError {
         /// Which.
         name: String,
     },
-    /// No descriptors, no thread.
+    /// No descriptors.
     #[error("cannot start the file device: {0}")]
     Start(#[from] io::Error),
-    /// No event loop.
+    /// No thread.
     #[error("cannot start the file device: {0}")]
-    Loop(#[from] event_manager::Error),
+    Thread(#[from] ThreadError),
 }
 
 /// Holds the device's thread; it ends when this is dropped.
 pub struct FsHandle {
     broker: Arc<Broker>,
     limits: Arc<Limits>,
-    stop: Arc<AtomicBool>,
-    mailbox: Mailbox,
+    thread: DeviceThread,
 }
 
 impl Fs<Broker> {
@@ -56,21 +52,9 @@ impl Fs<Broker> {
         let broker = Arc::new(Broker::new()?);
         let device = Self::new(Arc::clone(&broker));
         let (identity, limits) = (device.identity(), device.limits());
-        let (runner, mailbox) = Runner::new("fs", device)?;
-        let mut events = EventManager::new()?;
-        events.add_subscriber(runner);
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        thread::Builder::new().name("fs".to_owned()).spawn(move || {
-            while !stopped.load(Ordering::Acquire) {
-                if let Err(cause) = events.run() {
-                    // The guest's requests stay unanswered, which the agent's callers find out by their limits.
-                    error!("fs: the event loop ended: {cause}");
-                    return;
-                }
-            }
-        })?;
-        Ok((FsHandle { broker, limits, stop, mailbox: mailbox.clone() }, identity, mailbox))
+        let thread = DeviceThread::spawn("fs", device)?;
+        let mailbox = thread.mailbox().clone();
+        Ok((FsHandle { broker, limits, thread }, identity, mailbox))
     }
 }
 
@@ -90,7 +74,7 @@ impl FsHandle {
     pub fn remove_share(&self, name: &str) -> Result<(), FsError> {
         let number = self.broker.remove_share(name)?;
         if self.limits.remove_share(number) {
-            self.mailbox.wake();
+            self.thread.mailbox().wake();
         }
         Ok(())
     }
@@ -102,7 +86,7 @@ impl FsHandle {
     pub fn limit(&self, limit: Limit) -> Result<(), FsError> {
         self.limits.make_timer()?;
         self.limits.set(limit, Instant::now());
-        self.mailbox.wake();
+        self.thread.mailbox().wake();
         Ok(())
     }
 
@@ -122,13 +106,6 @@ impl FsHandle {
     /// Takes all limits of an owner away; requests that wait for them go on.
     pub fn unlimit(&self, owner: &str) {
         self.limits.remove(owner);
-        self.mailbox.wake();
-    }
-}
-
-impl Drop for FsHandle {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        self.mailbox.wake();
+        self.thread.mailbox().wake();
     }
 }

@@ -2,20 +2,14 @@
 //! guest's requests for files pass (cgroup-v2.rst, "IO Interface Files").
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use husk_protocol::control::{self, LimitedFiles};
 use husk_protocol::files::Shared;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 
-/// What may come at once after a pause, as time: a tenth of what a second lets through, as blk-throttle has it
-/// (`DFL_THROTL_SLICE_HD`).
-const BURST: Duration = Duration::from_millis(100);
+use super::super::pace::{Pace, Timer};
 
 /// Which way data goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +25,7 @@ pub(super) struct Limits {
     any: AtomicBool,
     limits: Mutex<Vec<Limit>>,
     /// Rings when a request that waits may go on. Made with the first limit: where there is none, nothing waits.
-    timer: OnceLock<OwnedFd>,
+    timer: OnceLock<Timer>,
 }
 
 /// What some files read and write together.
@@ -42,40 +36,6 @@ struct Limit {
     files: Vec<(u32, LimitedFiles)>,
     bytes: [Pace; 2],
     requests: [Pace; 2],
-}
-
-/// How fast something goes, at most (the generic cell rate algorithm, ITU-T I.371): a request goes on when the ones before
-/// it have had their time, and takes its own.
-#[derive(Debug, Clone, Copy)]
-struct Pace {
-    /// 0: without a limit.
-    per_second: u64,
-    /// When the time of all that went through is over.
-    over: Instant,
-}
-
-impl Pace {
-    /// When the next request goes on.
-    fn ready_at(&self) -> Option<Instant> {
-        // No earlier than the clock's beginning.
-        (self.per_second > 0).then(|| self.over.checked_sub(BURST).unwrap_or(self.over))
-    }
-
-    fn take(&mut self, units: u32, now: Instant) {
-        if self.per_second > 0 {
-            let nanoseconds = u128::from(units) * 1_000_000_000 / u128::from(self.per_second);
-            let time = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
-            let from = self.over.max(now);
-            self.over = from.checked_add(time).unwrap_or(from);
-        }
-    }
-
-    /// Another rate; what went through at the last one has had its time.
-    fn change(&mut self, per_second: u64, now: Instant) {
-        if self.per_second != per_second {
-            *self = Self { per_second, over: now };
-        }
-    }
 }
 
 impl Limit {
@@ -95,16 +55,14 @@ impl Limits {
     /// The host has no descriptors left.
     pub(super) fn make_timer(&self) -> io::Result<()> {
         if self.timer.get().is_none() {
-            let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-            let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
             // Two at once: the first one stays.
-            let _ = self.timer.set(timer);
+            let _ = self.timer.set(Timer::new()?);
         }
         Ok(())
     }
 
     /// The timer, if there is one.
-    pub(super) fn timer(&self) -> Option<&OwnedFd> {
+    pub(super) fn timer(&self) -> Option<&Timer> {
         self.timer.get()
     }
 
@@ -113,14 +71,7 @@ impl Limits {
     /// # Errors
     /// The kernel's answer.
     pub(super) fn ring_at(&self, at: Instant) -> io::Result<()> {
-        let Some(timer) = self.timer() else { return Ok(()) };
-        // Zero would stop it.
-        let wait = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
-        let it_value = Timespec { tv_sec: seconds, tv_nsec: wait.subsec_nanos().into() };
-        timerfd_settime(timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: never, it_value })?;
-        Ok(())
+        self.timer().map_or(Ok(()), |timer| timer.ring_at(at))
     }
 
     /// Sets the rates of a limit; it is for no files at first.
@@ -129,7 +80,7 @@ impl Limits {
         let mut limits = self.limits();
         let found = limits.iter().position(|limit| limit.owner == owner && limit.name == name);
         let at = found.unwrap_or_else(|| {
-            let none = [Pace { per_second: 0, over: now }; 2];
+            let none = [Pace::new(0, now); 2];
             limits.push(Limit { owner, name, files: Vec::new(), bytes: none, requests: none });
             limits.len() - 1
         });

@@ -1,5 +1,7 @@
 //! Limits at made-up times.
 
+use std::time::Duration;
+
 use husk_protocol::control::Rates;
 
 use super::*;

@@ -57,6 +57,13 @@ impl Interrupt {
         self.window.get(CONFIG_GENERATION)
     }
 
+    /// Changes the configuration space, for a driver that is not there yet to find. The generation comes after the bytes: a driver
+    /// that had read some of the old ones reads all again (virtio 1.2, 2.5.2).
+    pub(super) fn set_config(&self, offset: u64, bytes: &[u8]) {
+        self.window.set_config(offset, bytes);
+        self.window.increment(CONFIG_GENERATION);
+    }
+
     /// The driver reset the device, which no longer signals.
     pub(super) fn reset(&self) {
         self.window.set(INTERRUPT_STATUS, USED_BUFFER);
@@ -79,8 +86,8 @@ impl Signal for Interrupt {
         self.raise();
     }
 
-    fn config(&self) {
-        self.window.increment(CONFIG_GENERATION);
+    fn config(&self, offset: u64, bytes: &[u8]) {
+        self.set_config(offset, bytes);
         self.raise_config();
     }
 

@@ -73,22 +73,20 @@ impl Transport {
         let kicks = identity.queue_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new));
         let kicks = kicks.collect::<Result<_, _>>()?;
         let registers = Registers::new(&identity).map_err(std::io::Error::other)?;
-        let constants = [
-            (reg::MAGIC_VALUE, reg::MAGIC),
-            (reg::VERSION, reg::LAYOUT_VERSION),
-            (reg::DEVICE_ID, identity.kind),
-            (reg::VENDOR_ID, reg::VENDOR),
-        ];
+        let constants =
+            [(reg::MAGIC_VALUE, reg::MAGIC), (reg::VERSION, reg::LAYOUT_VERSION), (reg::VENDOR_ID, reg::VENDOR)];
         // All ones: there are no shared memory regions.
         let none = (reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH).step_by(4).map(|offset| (offset, u32::MAX));
         for (offset, value) in constants.into_iter().chain(none) {
             window.set(offset, value);
         }
-        window.set_config(&identity.config);
+        window.set_config(0, &identity.config);
         let interrupt = Arc::new(Interrupt::new(line, window.clone()));
         let transport =
             Self { name, identity, memory, mailbox, interrupt, window, kicks, registers: Mutex::new(registers) };
         transport.publish(&mut transport.registers.lock().unwrap_or_else(PoisonError::into_inner));
+        // Last: what a running guest finds behind it is there.
+        transport.window.set(reg::DEVICE_ID, transport.identity.kind);
         Ok(transport)
     }
 
@@ -136,9 +134,26 @@ impl Transport {
         }
     }
 
-    /// The guest reads `data.len()` bytes at `offset` of the window: where KVM cannot show it the memory itself.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        self.window.read(offset, data);
+    /// Changes the configuration space from `offset` on; a driver that works with the device is told.
+    pub fn set_config(&self, offset: u64, bytes: &[u8]) {
+        let registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
+        if registers.active {
+            self.interrupt.config(offset, bytes);
+        } else {
+            self.interrupt.set_config(offset, bytes);
+        }
+    }
+
+    /// The device goes: it has let go of its queues and signals no more when this returns. The window is nobody's then.
+    pub fn retire(self) {
+        self.reset(&mut self.registers.lock().unwrap_or_else(PoisonError::into_inner));
+        self.window.free();
+    }
+
+    /// What the guest reads: where KVM cannot show it the memory itself.
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        &self.window
     }
 
     fn status(&self, registers: &Registers) -> u32 {

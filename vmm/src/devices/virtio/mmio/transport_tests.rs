@@ -73,7 +73,8 @@ fn bench() -> Bench {
             events.run().unwrap();
         }
     });
-    let identity = Identity { kind: 42, features: COMMON_FEATURES, queue_sizes: SIZES, config: vec![1, 2, 3, 4, 5] };
+    let identity =
+        Identity { kind: 42, features: COMMON_FEATURES, queue_sizes: SIZES.to_vec(), config: vec![1, 2, 3, 4, 5] };
     let (window, line) = (Windows::new(1).unwrap().window(0).unwrap(), EventFd::new(0).unwrap());
     let transport = Transport::new("probe", identity, Arc::clone(&memory), mailbox, window, line).unwrap();
     Bench { transport, counts, memory }
@@ -82,7 +83,7 @@ fn bench() -> Bench {
 impl Bench {
     fn get(&self, offset: u64) -> u32 {
         let mut data = [0xff; 4];
-        self.transport.read(offset, &mut data);
+        self.transport.window().read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
@@ -136,11 +137,11 @@ fn says_what_it_is() {
     assert_eq!(bench.get(reg::QUEUE_NUM_MAX), 0);
     // Drivers read the configuration in any width, past its end too; and a register, which is memory.
     let mut pair = [0xff; 2];
-    bench.transport.read(reg::CONFIG + 4, &mut pair);
+    bench.transport.window().read(reg::CONFIG + 4, &mut pair);
     assert_eq!(pair, [5, 0]);
-    bench.transport.read(reg::CONFIG + 0xeff, &mut pair);
+    bench.transport.window().read(reg::CONFIG + 0xeff, &mut pair);
     assert_eq!(pair, [0, 0]);
-    bench.transport.read(reg::MAGIC_VALUE, &mut pair);
+    bench.transport.window().read(reg::MAGIC_VALUE, &mut pair);
     assert_eq!(&pair, b"vi");
     assert_eq!(bench.get(reg::SHM_LEN_LOW), u32::MAX);
 }
@@ -299,9 +300,10 @@ fn its_state_survives_storage() {
 fn a_change_of_the_configuration_is_told_until_it_is_acknowledged() {
     let bench = bench();
     let interrupt: &dyn Signal = bench.transport.interrupt();
-    interrupt.config();
+    interrupt.config(1, &[9]);
     bench.wait_for_interrupt();
     assert_eq!((bench.get(reg::INTERRUPT_STATUS), bench.get(reg::CONFIG_GENERATION)), (3, 1));
+    assert_eq!(bench.get(reg::CONFIG), u32::from_le_bytes([1, 9, 3, 4]));
     bench.set(reg::INTERRUPT_ACK, 1);
     assert_eq!(bench.get(reg::INTERRUPT_STATUS), 3);
     bench.set(reg::INTERRUPT_ACK, 2);

@@ -90,17 +90,32 @@ impl Window {
         u32::from_le(self.register(offset).map_or(0, |register| register.load(Ordering::SeqCst)))
     }
 
-    /// Fills the configuration space.
-    pub(super) fn set_config(&self, config: &[u8]) {
-        let room = SIZE - usize::try_from(reg::CONFIG).unwrap_or(SIZE);
-        if let Some(at) = self.place(reg::CONFIG) {
+    /// Fills the configuration space from `offset` on, as far as it goes.
+    pub(super) fn set_config(&self, offset: u64, config: &[u8]) {
+        if let Some(at) = self.place(reg::CONFIG.saturating_add(offset)) {
+            let room = self.start + SIZE - at;
             // Inside, as above.
             let _ = self.memory.as_volatile_slice().write_slice(&config[..config.len().min(room)], at);
         }
     }
 
+    /// Makes zeroes a window without a device (virtio 1.2, 4.2.2: DeviceID 0): drivers leave it alone.
+    pub fn keep_free(&self) {
+        self.set(reg::MAGIC_VALUE, reg::MAGIC);
+        self.set(reg::VERSION, reg::LAYOUT_VERSION);
+    }
+
+    /// Makes it one again, after a device.
+    pub fn free(&self) {
+        // First, so that nobody takes what is left of a device for one.
+        self.set(reg::DEVICE_ID, 0);
+        let rest = (0..SIZE as u64).step_by(4).filter(|offset| ![reg::MAGIC_VALUE, reg::VERSION].contains(offset));
+        rest.for_each(|offset| self.set(offset, 0));
+        self.keep_free();
+    }
+
     /// A read of any width, as the guest's own from the memory would be.
-    pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
         let place = self.place(offset).filter(|at| at + data.len() <= self.start + SIZE);
         let read = place.map(|at| self.memory.as_volatile_slice().read_slice(data, at));
         if !matches!(read, Some(Ok(()))) {
@@ -138,12 +153,26 @@ mod tests {
         first.set(0x0ffe, 1);
         first.add(0x0ffc, 8);
         assert_eq!(first.get(0xffc), 15);
-        first.set_config(&[0xaa; 0x2000]);
+        first.set_config(0, &[0xaa; 0x2000]);
         assert_eq!((first.get(0x100), second.get(0)), (0xaaaa_aaaa, 9));
+        first.set_config(8, &[0xbb; 2]);
+        first.set_config(u64::MAX, &[0xcc]);
+        assert_eq!((first.get(0x104), first.get(0x108)), (0xaaaa_aaaa, 0xaaaa_bbbb));
         let mut data = [0xff; 4];
         first.read(0xffe, &mut data);
         assert_eq!(data, [0; 4]);
         first.read(0xffc, &mut data);
         assert_eq!(data, [0xaa; 4]);
+    }
+
+    #[test]
+    fn a_window_that_is_kept_free_has_nothing_of_a_device() {
+        let windows = Windows::new(2).unwrap();
+        let (first, second) = (windows.window(0).unwrap(), windows.window(1).unwrap());
+        (0..0x1000).step_by(4).for_each(|offset| first.set(offset, 0xffff_ffff));
+        second.set(0, 5);
+        first.free();
+        let left: Vec<_> = (0..0x1000).step_by(4).filter(|offset| first.get(*offset) != 0).collect();
+        assert_eq!((left, first.get(0), first.get(4), second.get(0)), (vec![0, 4], 0x7472_6976, 2, 5));
     }
 }

@@ -41,7 +41,7 @@ impl Rng {
     /// What the transport tells the guest.
     #[must_use]
     pub fn identity(&self) -> Identity {
-        Identity { kind: KIND, features: COMMON_FEATURES, queue_sizes: QUEUE_SIZES, config: Vec::new() }
+        Identity { kind: KIND, features: COMMON_FEATURES, queue_sizes: QUEUE_SIZES.to_vec(), config: Vec::new() }
     }
 }
 

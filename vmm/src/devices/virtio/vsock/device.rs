@@ -65,7 +65,7 @@ impl Vsock {
         Identity {
             kind: KIND,
             features: COMMON_FEATURES,
-            queue_sizes: QUEUE_SIZES,
+            queue_sizes: QUEUE_SIZES.to_vec(),
             config: u64::from(self.guest_cid).to_le_bytes().to_vec(),
         }
     }

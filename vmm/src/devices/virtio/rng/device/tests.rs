@@ -30,7 +30,7 @@ impl Signal for Interrupts {
     fn queue(&self, _index: u16) {
         self.used.fetch_add(1, Ordering::SeqCst);
     }
-    fn config(&self) {}
+    fn config(&self, _: u64, _: &[u8]) {}
     fn needs_reset(&self) {
         self.needs_reset.fetch_add(1, Ordering::SeqCst);
     }

@@ -50,7 +50,7 @@ impl Signal for Interrupts {
     fn queue(&self, index: u16) {
         self.queues[usize::from(index)].fetch_add(1, Ordering::SeqCst);
     }
-    fn config(&self) {}
+    fn config(&self, _: u64, _: &[u8]) {}
     fn needs_reset(&self) {
         self.needs_reset.fetch_add(1, Ordering::SeqCst);
     }

@@ -1,0 +1,293 @@
+//! The pod's network: every interface of its namespace on the host is carried into the guest.
+//!
+//! Beside each interface stands a tap ([`tap`]), to which all is redirected that comes into the interface, and the other way round ([`redirect`]); the
+//! tap's descriptors are the VMM's. The guest's interface is the agent's to make ([`scan`] says what of). All of it hangs on descriptors, but for
+//! the redirections: they are taken back at the pod's end, or by `delete` ([`Left`]). The namespace's loopback addresses reach listeners of the guest by
+//! [`localhost`].
+
+mod carrier;
+pub mod localhost;
+pub mod namespace;
+mod redirect;
+mod scan;
+mod tap;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use husk_protocol::netlink::{NetlinkError, Socket};
+use log::warn;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use self::carrier::Carrier;
+pub use self::carrier::Offer;
+use self::localhost::{Guest, Localhost};
+use self::namespace::{Namespace, identity, open_namespace};
+use crate::vm::{AgentClient, AgentError, ControlError, Machine};
+
+/// Why the network cannot be carried.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// Something of the host's.
+    #[error("cannot {what}: {cause}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// No tap.
+    #[error(
+        "cannot make a tap for the interface {interface}: {cause}; husk needs /dev/net/tun (the kernel's module tun) and CAP_NET_ADMIN in the pod's namespace"
+    )]
+    Tap {
+        /// Whose.
+        interface: String,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// The namespace.
+    #[error("cannot {what} in the pod's network namespace: {cause}")]
+    Netlink {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        cause: NetlinkError,
+    },
+    /// An interface.
+    #[error("cannot {what} the interface {interface}: {cause}")]
+    Interface {
+        /// What was tried.
+        what: &'static str,
+        /// Which.
+        interface: String,
+        /// Why not.
+        cause: NetlinkError,
+    },
+    /// More than the machine has room for.
+    #[error(
+        "the pod's network namespace has {there} interfaces, and its machine has room for {room} (network.interfaces): raise that, or give the pod fewer"
+    )]
+    Many {
+        /// How many.
+        there: usize,
+        /// For how many.
+        room: u8,
+    },
+    /// Somebody else's.
+    #[error(
+        "the interface {0} is carried into another machine already: a network namespace belongs to one pod at a time"
+    )]
+    Taken(String),
+    /// The VMM.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+impl From<io::Error> for NetworkError {
+    fn from(cause: io::Error) -> Self {
+        Self::Host { what: "work in the pod's network namespace", cause }
+    }
+}
+
+impl NetworkError {
+    fn netlink(what: &'static str) -> impl FnOnce(NetlinkError) -> Self {
+        move |cause| Self::Netlink { what, cause }
+    }
+}
+
+/// What of a pod's network does not go by itself: what the state file says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The namespace's file.
+    pub path: PathBuf,
+    /// The file's device and inode: another namespace may have the path by then.
+    pub identity: (u64, u64),
+    /// The interfaces' numbers; true: the place for filters is husk's too.
+    pub interfaces: Vec<(u32, bool)>,
+}
+
+impl Left {
+    /// Takes it back. A namespace that is gone has taken it along.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn take_back(&self) -> Result<(), NetworkError> {
+        let namespace = match open_namespace(&self.path) {
+            Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound) => return Ok(()),
+            other => other.map_err(|cause| NetworkError::Host { what: "open the pod's network namespace", cause })?,
+        };
+        if identity(namespace.as_fd())? != self.identity {
+            return Ok(());
+        }
+        let mut socket = Namespace::new(namespace.as_fd())?
+            .inside(|| Socket::open().map_err(NetworkError::netlink("make a netlink socket")))?;
+        for (index, place) in &self.interfaces {
+            carrier::take_back(&mut socket, *index, *place)?;
+        }
+        Ok(())
+    }
+}
+
+/// Questions to a pod's network.
+enum Question {
+    /// Answered when the guest has what the namespace has.
+    Settle(oneshot::Sender<Result<(), NetworkError>>),
+    /// Answered when all is taken back.
+    End(oneshot::Sender<()>),
+}
+
+/// A pod's network, which follows its namespace.
+pub struct Network {
+    identity: (u64, u64),
+    namespace: OwnedFd,
+    guest: Guest,
+    localhost: Mutex<Option<Localhost>>,
+    questions: mpsc::Sender<Question>,
+}
+
+/// Where a namespace is and what it has: devices are in the machine, and the guest does not know of them yet.
+pub struct Devices {
+    carrier: Carrier,
+    machine: Arc<Machine>,
+    identity: (u64, u64),
+    namespace: OwnedFd,
+}
+
+impl Devices {
+    /// Looks at the namespace, and gives the machine a device for each of its interfaces. `path` is where it is found after the shim's
+    /// death; none: it dies with the pod. `left` is told what does not go by itself.
+    ///
+    /// # Errors
+    /// See [`NetworkError`]; what was made is taken back.
+    pub async fn add(
+        namespace: OwnedFd,
+        path: Option<PathBuf>,
+        machine: Arc<Machine>,
+        offer: Offer,
+        left: impl Fn(Option<Left>) + Send + Sync + 'static,
+    ) -> Result<Self, NetworkError> {
+        let identity = identity(namespace.as_fd())?;
+        let is_new = path.is_none();
+        let named = move |interfaces: Vec<(u32, bool)>| {
+            let path = path.clone().filter(|_| !interfaces.is_empty());
+            left(path.map(|path| Left { path, identity, interfaces }));
+        };
+        let mut carrier = Carrier::open(namespace.as_fd(), Arc::clone(&machine), offer, Box::new(named))?;
+        let loopback = if is_new { carrier.bring_loopback_up() } else { Ok(()) };
+        if let Err(cause) = loopback.and(carrier.look().await) {
+            carrier.end().await;
+            return Err(cause);
+        }
+        Ok(Self { carrier, machine, identity, namespace })
+    }
+
+    /// Makes the guest's network, and follows the namespace from then on.
+    ///
+    /// # Errors
+    /// See [`NetworkError`]; what was made is taken back.
+    pub async fn follow(mut self, agent: AgentClient) -> Result<Network, NetworkError> {
+        if let Err(cause) = self.carrier.tell(&agent).await {
+            self.carrier.end().await;
+            return Err(cause);
+        }
+        let (questions, receiver) = mpsc::channel(1);
+        let guest = Guest { streams: Arc::clone(self.machine.streams()), agent: agent.clone() };
+        tokio::spawn(follow(self.carrier, agent, receiver));
+        let localhost = Mutex::default();
+        Ok(Network { identity: self.identity, namespace: self.namespace, guest, localhost, questions })
+    }
+
+    /// Takes back what was made.
+    pub async fn end(mut self) {
+        self.carrier.end().await;
+    }
+}
+
+impl Network {
+    /// Whether it is this namespace's.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn is_of(&self, namespace: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(self.identity == identity(namespace)?)
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
+    /// Lets the namespace's loopback addresses reach the guest, for this many connections at once. Where the host cannot, one line in the log
+    /// says so, and the pod lives.
+    pub fn open_localhost(&self, most: u32) {
+        let mut localhost = self.localhost.lock().unwrap_or_else(PoisonError::into_inner);
+        if most == 0 || localhost.is_some() {
+            return;
+        }
+        match Localhost::start(self.namespace.as_fd(), self.guest.clone(), most) {
+            Ok(started) => *localhost = Some(started),
+            Err(cause) => {
+                warn!(stage = "network"; "localhost of the pod's namespace does not reach the guest: {cause}")
+            }
+        }
+    }
+
+    /// Returns when the guest has what the namespace has by now: somebody may have put interfaces into it since the last look.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub async fn settle(&self) -> Result<(), NetworkError> {
+        let (sender, answer) = oneshot::channel();
+        // An error is the end of the pod, which others tell.
+        let _ = self.questions.send(Question::Settle(sender)).await;
+        answer.await.unwrap_or(Ok(()))
+    }
+
+    /// Takes back what does not go by itself.
+    pub async fn end(&self) {
+        drop(self.localhost.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let (sender, answer) = oneshot::channel();
+        let _ = self.questions.send(Question::End(sender)).await;
+        let _ = answer.await;
+    }
+}
+
+/// Follows the namespace until the pod ends.
+async fn follow(mut carrier: Carrier, agent: AgentClient, mut questions: mpsc::Receiver<Question>) {
+    loop {
+        let question = tokio::select! {
+            question = questions.recv() => question,
+            () = carrier.changed() => {
+                if let Err(cause) = carrier.renew(&agent).await {
+                    warn!(stage = "network"; "a change of the pod's network is not followed: {cause}");
+                }
+                continue;
+            }
+        };
+        match question {
+            Some(Question::Settle(sender)) => {
+                let _ = sender.send(carrier.renew(&agent).await);
+            }
+            Some(Question::End(sender)) => {
+                carrier.end().await;
+                let _ = sender.send(());
+                return;
+            }
+            None => {
+                carrier.end().await;
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+use husk_protocol::netlink::flags;
+
+use super::super::tap::Tap;
+use super::super::tests::{in_new_namespace, links, make_veth, set_up};
+use super::*;
+
+/// RTM_NEWADDR of 10.1.2.3/24.
+fn address(index: u32) -> Message {
+    let mut fixed = [2, 24, 0, 0, 0, 0, 0, 0];
+    fixed[4..].copy_from_slice(&index.to_ne_bytes());
+    Message::new(kinds::NEW_ADDRESS, flags::CREATE, &fixed).with(1, &[10, 1, 2, 3]).with(2, &[10, 1, 2, 3])
+}
+
+/// RTM_NEWROUTE by 10.1.2.1, in a table.
+fn default_route(index: u32, table: u8) -> Message {
+    Message::new(kinds::NEW_ROUTE, flags::CREATE, &[2, 0, 0, 0, table, 4, 0, 1, 0, 0, 0, 0])
+        .with(5, &[10, 1, 2, 1])
+        .with_number(OUTPUT, index)
+}
+
+#[test]
+fn a_namespace_of_its_own_has_nothing_to_carry() {
+    in_new_namespace(|socket| {
+        let scan = Scan::of(socket).unwrap();
+        assert_eq!(scan, Scan::default());
+        // A tap of ours is no interface of the pod's.
+        let _tap = Tap::new(1).unwrap();
+        assert_eq!(Scan::of(socket).unwrap(), Scan::default());
+    });
+}
+
+#[test]
+fn all_that_somebody_has_set_is_seen_and_what_comes_by_itself_is_not() {
+    in_new_namespace(|socket| {
+        make_veth(socket, "eth0", "other");
+        let (eth0, other) = (links(socket)["eth0"], links(socket)["other"]);
+        set_up(socket, eth0);
+        let down = Scan::of(socket).unwrap();
+        assert_eq!((down.interfaces[&eth0].carrier, down.interfaces[&eth0].flags & UP), (false, UP));
+        set_up(socket, other);
+        socket.ask(address(eth0)).unwrap();
+        socket.ask(default_route(eth0, 254)).unwrap();
+        socket.ask(default_route(eth0, 100)).unwrap();
+        // RTM_NEWRULE: from 10.1.2.3 to table 100; RTM_NEWNEIGH: permanent, and a proxy.
+        let rule = Message::new(kinds::NEW_RULE, flags::CREATE, &[2, 0, 32, 0, 100, 0, 0, 1, 0, 0, 0, 0]);
+        socket.ask(rule.with(2, &[10, 1, 2, 3]).with_number(PRIORITY, 1000)).unwrap();
+        let neighbour = |state: u8, flag: u8| {
+            let mut fixed = [2, 0, 0, 0, 0, 0, 0, 0, state, 0, flag, 0];
+            fixed[4..8].copy_from_slice(&eth0.to_ne_bytes());
+            Message::new(kinds::NEW_NEIGHBOUR, flags::CREATE, &fixed)
+        };
+        socket.ask(neighbour(0x80, 0).with(1, &[10, 1, 2, 9]).with(2, &[2, 0, 0, 0, 0, 9])).unwrap();
+        // NUD_STALE: found by the kernel.
+        socket.ask(neighbour(0x04, 0).with(1, &[10, 1, 2, 8]).with(2, &[2, 0, 0, 0, 0, 8])).unwrap();
+        socket.ask(neighbour(0, PROXY).with(1, &[10, 1, 2, 7])).unwrap();
+
+        let scan = Scan::of(socket).unwrap();
+        let interface = &scan.interfaces[&eth0];
+        assert_eq!((interface.name.as_str(), interface.mtu, interface.carrier), ("eth0", 1500, true));
+        assert_ne!(interface.mac, [0; 6]);
+        assert_eq!(scan.interfaces.len(), 2);
+        let of_family = |messages: &[Vec<u8>], family| messages.iter().filter(|message| message[0] == family).count();
+        assert_eq!(of_family(&scan.addresses, 2), 1, "the loopback is down, and has none");
+        let tables: Vec<_> =
+            scan.routes.iter().filter(|route| route[0] == 2).filter_map(|route| table(route)).collect();
+        assert_eq!(tables.iter().filter(|table| **table == 254).count(), 2, "by the gateway, and to the network");
+        assert_eq!(tables.iter().filter(|table| **table == 100).count(), 1);
+        assert!(!tables.contains(&LOCAL));
+        assert_eq!(scan.rules.len(), 1, "{:?}", scan.rules);
+        assert_eq!(of_family(&scan.neighbours, 2), 2, "{:?}", scan.neighbours);
+        assert_eq!(Scan::of(socket).unwrap(), scan, "nothing has changed");
+    });
+}
