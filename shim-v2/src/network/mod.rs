@@ -128,7 +128,7 @@ impl Left {
         let mut socket = Namespace::new(namespace.as_fd())?
             .inside(|| Socket::open().map_err(NetworkError::netlink("make a netlink socket")))?;
         for (index, place) in &self.interfaces {
-            carrier::take_back(&mut socket, *index, *place)?;
+            carrier::take_back(&mut socket, *index, *place, None)?;
         }
         Ok(())
     }
