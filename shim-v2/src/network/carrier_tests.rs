@@ -1,6 +1,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -13,6 +15,7 @@ use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
+use super::super::Devices;
 use super::super::namespace::open_namespace;
 use super::super::tests::{in_new_namespace, links, make_veth, set_up};
 use super::*;
@@ -70,23 +73,32 @@ impl Vmm {
     }
 }
 
-/// Takes whatever it is told.
-struct Guest;
+/// Takes whatever it is told, until it hangs.
+#[derive(Default)]
+struct Guest {
+    hangs: Arc<AtomicBool>,
+}
 
 #[async_trait]
 impl Agent for Guest {
     async fn set_network(&self, _: &TtrpcContext, _: SetNetworkRequest) -> ttrpc::Result<SetNetworkResponse> {
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         Ok(SetNetworkResponse::default())
     }
 }
 
-async fn guest() -> (AgentClient, Server) {
+async fn guest() -> (AgentClient, Server, Arc<AtomicBool>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let connections = futures_util::stream::iter([Ok(theirs)]).chain(futures_util::stream::pending());
-    let mut server =
-        Server::new().add_listener(Listener::new(connections)).register_service(create_agent(Arc::new(Guest)));
+    let guest = Guest::default();
+    let hangs = Arc::clone(&guest.hangs);
+    let service = create_agent(Arc::new(guest));
+    let mut server = Server::new().add_listener(Listener::new(connections)).register_service(service);
     server.start().await.unwrap();
-    (AgentClient::new(ours.into_std().unwrap().into(), std::time::Duration::from_secs(10)).unwrap(), server)
+    let agent = AgentClient::new(ours.into_std().unwrap().into(), Duration::from_secs(10)).unwrap();
+    (agent, server, hangs)
 }
 
 /// A carrier of a namespace with one wire, "pod" to "outside", whose VMM is the test's.
@@ -182,7 +194,7 @@ fn what_could_not_be_carried_leaves_nothing_and_is_tried_again() {
 fn an_interface_that_is_not_carried_any_more_is_let_go() {
     in_bed(async |socket| {
         let mut bed = Bed::new(socket);
-        let (agent, _server) = guest().await;
+        let (agent, _server, _) = guest().await;
         bed.carrier.renew(&agent).await.unwrap();
         assert!(redirect::target(socket, bed.pod).unwrap().is_some());
         // It becomes a port of a bridge.
@@ -225,5 +237,40 @@ fn an_interface_that_goes_away_meanwhile_is_no_error() {
         assert!(bed.carrier.seen.interfaces.is_empty(), "a wire has two ends");
         assert!(!bed.vmm.has(bed.pod));
         bed.carrier.end().await;
+    });
+}
+
+#[test]
+fn the_end_does_not_wait_for_an_agent_that_hangs() {
+    in_bed(async |socket| {
+        make_veth(socket, "pod", "outside");
+        let pod = links(socket)["pod"];
+        let (machine, theirs) = Machine::of_test();
+        let vmm = Arc::new(Vmm::default());
+        tokio::spawn(Arc::clone(&vmm).run(theirs));
+        let own = open_namespace(Path::new("/proc/thread-self/ns/net")).unwrap();
+        let devices = Devices::add(own, None, Arc::new(machine), 8, 1, |_| ()).await.unwrap();
+        let (agent, _server, hangs) = guest().await;
+        let network = Arc::new(devices.follow(agent).await.unwrap());
+        network.settle().await.unwrap();
+        hangs.store(true, Ordering::SeqCst);
+        set_up(socket, pod);
+        // Several Starts, each behind the other's call of the agent.
+        let starts: Vec<_> = (0..3)
+            .map(|_| {
+                let network = Arc::clone(&network);
+                tokio::spawn(async move { network.settle().await })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let ended = tokio::time::timeout(Duration::from_secs(3), network.end()).await;
+        assert!(ended.is_ok());
+        for start in starts {
+            start.await.unwrap().unwrap();
+        }
+        assert_eq!(redirect::target(socket, pod).unwrap(), None);
+        assert!(!vmm.has(pod));
+        // Once more is nothing.
+        network.end().await;
     });
 }
