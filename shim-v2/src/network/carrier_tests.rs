@@ -85,7 +85,9 @@ impl Agent for Guest {
         if self.hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        Ok(SetNetworkResponse::default())
+        // As no honest one says it.
+        let warnings = vec!["\x1b[2J\nwhat".into(); 1000];
+        Ok(SetNetworkResponse { warnings, ..SetNetworkResponse::default() })
     }
 }
 
@@ -273,4 +275,12 @@ fn the_end_does_not_wait_for_an_agent_that_hangs() {
         // Once more is nothing.
         network.end().await;
     });
+}
+
+#[tokio::test]
+async fn a_guest_cannot_fill_the_log_with_warnings() {
+    let (agent, _server, _) = guest().await;
+    let warnings = agent.set_network(SetNetworkRequest::default()).await.unwrap();
+    assert_eq!(warnings.len(), 65);
+    assert!(warnings.iter().all(|warning| warning == "\u{fffd}[2J\u{fffd}what"), "{warnings:?}");
 }
