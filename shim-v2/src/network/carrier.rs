@@ -142,7 +142,11 @@ impl Carrier {
 
     /// False: an interface went away between the look and what is done with it.
     async fn look_once(&mut self) -> Result<bool, NetworkError> {
-        self.seen = Scan::of(&mut self.socket).map_err(NetworkError::netlink("list the interfaces"))?;
+        let seen = Scan::of(&mut self.socket).map_err(NetworkError::netlink("list the interfaces"))?;
+        if seen.is_cut {
+            return Err(NetworkError::Large);
+        }
+        self.seen = seen;
         let (there, room) = (self.seen.interfaces.len(), self.room);
         if there > usize::from(room) {
             return Err(NetworkError::Many { there, room });

@@ -83,6 +83,12 @@ pub enum NetworkError {
         /// For how many.
         room: u8,
     },
+    /// More than the agent can be told.
+    #[error(
+        "the addresses, routes, rules and neighbours of the pod's network namespace have more than {} MiB, and the guest is told of no more: husk carries some 60,000 routes",
+        scan::MOST >> 20
+    )]
+    Large,
     /// Somebody else's.
     #[error(
         "the interface {0} is carried into another machine already: a network namespace belongs to one pod at a time"
