@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use husk_protocol::netlink::{Message, NetlinkError, Socket, attributes, kinds, text};
+use husk_protocol::netlink::{Message, NetlinkError, Socket, Writer, attributes, kinds, text};
 
 use super::tap::PREFIX;
 
@@ -36,6 +36,10 @@ const PERMANENT: u16 = 0x80;
 const PROXY: u8 = 0x08;
 /// RTA_OIF.
 const OUTPUT: u16 = 4;
+/// Attributes that change by themselves and mean nothing to the guest: NDA_CACHEINFO and NDA_PROBES, RTA_CACHEINFO and RTA_EXPIRES. What expires is
+/// announced when it does.
+const AGES_OF_NEIGHBOUR: [u16; 2] = [3, 4];
+const AGES_OF_ROUTE: [u16; 2] = [12, 23];
 /// AF_UNSPEC: all families.
 const UNSPECIFIED: u8 = 0;
 /// Of these AF_INET and AF_INET6; the routing of multicast (RTNL_FAMILY_IPMR) is a daemon's, which the guest may have itself.
@@ -96,17 +100,18 @@ impl Scan {
         }
         let mut room = MOST;
         let (new, get) = (kinds::NEW_ADDRESS, kinds::GET_ADDRESS);
-        scan.addresses = list(socket, get, new, &[UNSPECIFIED; 8], |_| true, &mut room)?;
+        scan.addresses = list(socket, get, new, &[UNSPECIFIED; 8], &[], |_| true, &mut room)?;
         let (new, get) = (kinds::NEW_ROUTE, kinds::GET_ROUTE);
-        scan.routes = list(socket, get, new, &[UNSPECIFIED; 12], is_wanted_route, &mut room)?;
+        scan.routes = list(socket, get, new, &[UNSPECIFIED; 12], &AGES_OF_ROUTE, is_wanted_route, &mut room)?;
         let (new, get) = (kinds::NEW_RULE, kinds::GET_RULE);
-        scan.rules = list(socket, get, new, &[UNSPECIFIED; 12], is_wanted_rule, &mut room)?;
+        scan.rules = list(socket, get, new, &[UNSPECIFIED; 12], &[], is_wanted_rule, &mut room)?;
         let (new, get) = (kinds::NEW_NEIGHBOUR, kinds::GET_NEIGHBOUR);
-        scan.neighbours = list(socket, get, new, &[UNSPECIFIED; 12], is_wanted_neighbour, &mut room)?;
+        scan.neighbours =
+            list(socket, get, new, &[UNSPECIFIED; 12], &AGES_OF_NEIGHBOUR, is_wanted_neighbour, &mut room)?;
         // Proxies are listed by themselves.
         let mut proxies = [UNSPECIFIED; 12];
         proxies[10] = PROXY;
-        scan.neighbours.extend(list(socket, get, new, &proxies, |_| true, &mut room)?);
+        scan.neighbours.extend(list(socket, get, new, &proxies, &AGES_OF_NEIGHBOUR, |_| true, &mut room)?);
         scan.is_cut = room == 0;
         // What hangs on other interfaces means nothing in the guest: the taps' among it.
         let carried = |index: u32| index == LOOPBACK_INDEX || scan.interfaces.contains_key(&index);
@@ -191,12 +196,13 @@ impl Link {
     }
 }
 
-/// The messages of a dump that are wanted, as far as there is `room`: none is left where one did not fit.
+/// The messages of a dump that are wanted, without these attributes, as far as there is `room`: none is left where one did not fit.
 fn list(
     socket: &mut Socket,
     get: u16,
     new: u16,
     fixed: &[u8],
+    without: &[u16],
     wanted: impl Fn(&[u8]) -> bool,
     room: &mut usize,
 ) -> Result<Vec<Vec<u8>>, NetlinkError> {
@@ -206,7 +212,7 @@ fn list(
             if kind == new && payload.first().is_some_and(|family| FAMILIES.contains(family)) && wanted(payload) {
                 *room = room.saturating_sub(payload.len());
                 if *room > 0 {
-                    all.push(payload.to_vec());
+                    all.push(bare(payload, fixed.len(), without));
                 }
             }
         });
@@ -218,6 +224,18 @@ fn list(
             all
         }),
     }
+}
+
+/// A message without some attributes.
+fn bare(message: &[u8], fixed: usize, without: &[u16]) -> Vec<u8> {
+    let Some((head, rest)) = message.split_at_checked(fixed).filter(|_| !without.is_empty()) else {
+        return message.to_vec();
+    };
+    let mut writer = Writer::new(head);
+    for attribute in attributes(rest).flatten().filter(|attribute| !without.contains(&attribute.kind())) {
+        writer.copy(attribute);
+    }
+    writer.finish()
 }
 
 /// The four bytes at `at`.

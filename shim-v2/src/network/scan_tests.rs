@@ -68,6 +68,10 @@ fn all_that_somebody_has_set_is_seen_and_what_comes_by_itself_is_not() {
         assert!(!tables.contains(&LOCAL));
         assert_eq!(scan.rules.len(), 1, "{:?}", scan.rules);
         assert_eq!(of_family(&scan.neighbours, 2), 2, "{:?}", scan.neighbours);
+        let ages = |messages: &[Vec<u8>], ages: [u16; 2]| {
+            messages.iter().any(|message| ages.iter().any(|age| attributes(&message[12..]).find(*age).is_some()))
+        };
+        assert!(!ages(&scan.neighbours, AGES_OF_NEIGHBOUR) && !ages(&scan.routes, AGES_OF_ROUTE));
         assert_eq!(Scan::of(socket).unwrap(), scan, "nothing has changed");
     });
 }
