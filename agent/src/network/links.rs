@@ -1,12 +1,12 @@
 //! Interfaces: what the shim says of one, what the kernel says, and the way from one to the other.
 
+use std::fmt::Display;
 use std::fs;
 use std::io;
 
 use husk_protocol::agent::Interface;
+use husk_protocol::netlink::{Malformed, Message, NetlinkError, Socket, Writer, kinds, split, text};
 
-use super::attributes::{Writer, split};
-use super::netlink::{Request, Socket};
 use super::{NetworkError, Warnings};
 
 /// Flags that the host's interface and the guest's have in common.
@@ -74,8 +74,7 @@ impl Spec {
     }
 
     /// An error of this interface.
-    pub(super) fn failed(&self, what: &'static str, cause: impl Into<io::Error>) -> NetworkError {
-        let cause: io::Error = cause.into();
+    pub(super) fn failed(&self, what: &'static str, cause: impl Display) -> NetworkError {
         NetworkError::Interface { name: self.name.clone(), window: self.window, what, cause: cause.to_string() }
     }
 }
@@ -102,30 +101,28 @@ fn head(index: u32, flags: u32, which: u32) -> Writer {
 
 impl Link {
     /// The guest's interface of this number.
-    pub(super) fn read(socket: &mut Socket, index: u32) -> io::Result<Self> {
+    pub(super) fn read(socket: &mut Socket, index: u32) -> Result<Self, NetlinkError> {
         let body = head(index, 0, 0).put(libc::IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes()).finish();
-        let answer = socket.ask(Request { kind: libc::RTM_GETLINK, flags: 0, body: &body })?;
-        let wrong = |_| io::Error::other("the kernel's word about an interface is not understood");
-        let Some(message) = answer.first() else { return Err(io::ErrorKind::NotFound.into()) };
-        let (fixed, attributes) = split::<16>(message).map_err(wrong)?;
+        let answer = socket.get(&Message::new(kinds::GET_LINK, 0, &body))?;
+        let Some(message) = answer.first() else { return Err(Malformed::Message.into()) };
+        let (fixed, attributes) = split::<16>(message)?;
         let [_, _, _, _, _, _, _, _, f0, f1, f2, f3, ..] = fixed;
         let mut link = Self { index, flags: u32::from_ne_bytes([f0, f1, f2, f3]), ..Self::default() };
         for attribute in &attributes {
             match attribute.kind() {
                 libc::IFLA_IFNAME => {
-                    let name = attribute.value.strip_suffix(&[0]).unwrap_or(attribute.value);
-                    link.name = String::from_utf8_lossy(name).into_owned();
+                    link.name = text(attribute.value);
                 }
                 libc::IFLA_ADDRESS => link.mac = attribute.value.to_vec(),
-                libc::IFLA_MTU => link.mtu = attribute.number().map_err(wrong)?,
-                libc::IFLA_TXQLEN => link.queue_length = attribute.number().map_err(wrong)?,
+                libc::IFLA_MTU => link.mtu = attribute.number()?,
+                libc::IFLA_TXQLEN => link.queue_length = attribute.number()?,
                 _ => {}
             }
         }
         Ok(link)
     }
 
-    fn rename(&mut self, socket: &mut Socket, name: &str) -> io::Result<()> {
+    fn rename(&mut self, socket: &mut Socket, name: &str) -> Result<(), NetlinkError> {
         let value = [name.as_bytes(), &[0]].concat();
         set(socket, head(self.index, 0, 0).put(libc::IFLA_IFNAME, &value).finish())?;
         self.name = name.to_owned();
@@ -193,9 +190,8 @@ pub(super) fn name_all(socket: &mut Socket, links: &mut [Link], specs: &[Spec]) 
     Ok(())
 }
 
-fn set(socket: &mut Socket, body: Vec<u8>) -> io::Result<()> {
-    let answer = socket.play_one(Request { kind: libc::RTM_NEWLINK, flags: 0, body: &body })?;
-    answer.map_err(|refusal| io::Error::other(refusal.to_string()))
+fn set(socket: &mut Socket, body: Vec<u8>) -> Result<(), NetlinkError> {
+    socket.ask(Message::new(kinds::NEW_LINK, 0, &body))
 }
 
 #[cfg(test)]

@@ -1,24 +1,19 @@
 //! The guest's network: what the pod's network namespace on the host is. The shim says the whole of it each time.
 //!
 //! [`devices`] are where interfaces come from, `links.rs` makes them what the host's are, `translate/` turns the host's messages into
-//! the guest's, `reconcile.rs` plays them, `netlink.rs` is the socket. Only what an earlier call has made is taken away: what
+//! the guest's, `reconcile.rs` plays them ([`husk_protocol::netlink`] is the socket). Only what an earlier call has made is taken away: what
 //! containers make themselves stays. What stands already is not made again, and nobody is told of a change then.
 
-mod attributes;
 pub mod devices;
 mod links;
-mod netlink;
 mod reconcile;
 mod translate;
 
-use std::io;
-
 use husk_protocol::agent::SetNetworkRequest;
+use husk_protocol::netlink::{Malformed, NetlinkError, Socket};
 
-pub use self::attributes::Malformed;
 use self::devices::Devices;
 use self::links::{Link, Spec};
-use self::netlink::Socket;
 use self::reconcile::{ADDRESSES, Kind, NEIGHBOURS, ROUTES, RULES, prune, reconcile};
 use self::translate::{Entry, Indices, Unfit};
 
@@ -64,7 +59,7 @@ pub enum NetworkError {
         /// What was tried.
         what: &'static str,
         /// Its answer.
-        cause: io::Error,
+        cause: NetlinkError,
     },
 }
 

@@ -1,16 +1,19 @@
 //! From what an earlier call has made to what a request wants, for one kind of message.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
+
+use husk_protocol::netlink::{Message, NetlinkError, Socket, flags, kinds};
 
 use super::Warnings;
-use super::netlink::{Answer, Refusal, Request, Socket};
 use super::translate::{Entry, INET, INET6, Prefix, RouteKey, key};
 
 /// Passes over what fails: a route needs others to its gateway, whose order is the shim's. Each pass makes at least one more.
 const PASSES: usize = 16;
 /// Answers that say that what is to be deleted is gone: with its interface, its address, or by somebody else.
 const GONE: [i32; 5] = [libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL, libc::ENODEV, libc::ENXIO];
+
+/// The kernel's answer to one message.
+type Answer = Result<(), NetlinkError>;
 
 /// A kind of message.
 #[derive(Debug)]
@@ -20,21 +23,21 @@ pub(super) struct Kind {
     make: u16,
     delete: u16,
     /// For one that is not there: it fails with EEXIST where it is, and nothing has changed.
-    exclusive: i32,
+    exclusive: u16,
 }
 
 /// RTM_NEWADDR and RTM_DELADDR.
 pub(super) const ADDRESSES: Kind =
-    Kind { name: "address", make: libc::RTM_NEWADDR, delete: libc::RTM_DELADDR, exclusive: libc::NLM_F_EXCL };
+    Kind { name: "address", make: kinds::NEW_ADDRESS, delete: kinds::DELETE_ADDRESS, exclusive: flags::EXCLUSIVE };
 /// RTM_NEWROUTE and RTM_DELROUTE. There may be several to one destination, in their order.
 pub(super) const ROUTES: Kind =
-    Kind { name: "route", make: libc::RTM_NEWROUTE, delete: libc::RTM_DELROUTE, exclusive: libc::NLM_F_APPEND };
+    Kind { name: "route", make: kinds::NEW_ROUTE, delete: kinds::DELETE_ROUTE, exclusive: flags::APPEND };
 /// RTM_NEWRULE and RTM_DELRULE.
 pub(super) const RULES: Kind =
-    Kind { name: "rule", make: libc::RTM_NEWRULE, delete: libc::RTM_DELRULE, exclusive: libc::NLM_F_EXCL };
+    Kind { name: "rule", make: kinds::NEW_RULE, delete: kinds::DELETE_RULE, exclusive: flags::EXCLUSIVE };
 /// RTM_NEWNEIGH and RTM_DELNEIGH. One that the kernel has found is replaced; one that is the same is no change.
 pub(super) const NEIGHBOURS: Kind =
-    Kind { name: "neighbour", make: libc::RTM_NEWNEIGH, delete: libc::RTM_DELNEIGH, exclusive: libc::NLM_F_REPLACE };
+    Kind { name: "neighbour", make: kinds::NEW_NEIGHBOUR, delete: kinds::DELETE_NEIGHBOUR, exclusive: flags::REPLACE };
 
 /// Deletes what was made and is not wanted, makes all that is wanted, and remembers it in `had`.
 ///
@@ -49,7 +52,7 @@ pub(super) fn reconcile(
     had: &mut Vec<Entry>,
     mut wanted: Vec<Entry>,
     warnings: &mut Warnings,
-) -> io::Result<()> {
+) -> Result<(), NetlinkError> {
     let mut keys = HashSet::new();
     wanted.retain(|entry| keys.insert(entry.key.clone()));
     let (before, mut old): (Vec<Entry>, Vec<Entry>) =
@@ -68,7 +71,7 @@ pub(super) fn reconcile(
     let mut stay: Vec<Entry> = Vec::new();
     for (entry, answer) in old.into_iter().zip(answers.by_ref()) {
         if let Err(refusal) = answer
-            && !GONE.contains(&refusal.errno)
+            && !refusal.errno().is_some_and(|errno| GONE.contains(&errno))
         {
             warnings.add(format!("{} stays: {refusal}", entry.text));
             stay.push(entry);
@@ -119,12 +122,12 @@ fn out_of_order(before: &[Entry], wanted: &[Entry]) -> HashSet<Vec<u8>> {
 }
 
 /// Takes what was made, or was there, out of `open`: what is left there has a refusal each.
-fn settle(open: &mut Vec<usize>, answers: impl Iterator<Item = Answer>, made: &mut [bool]) -> Vec<Refusal> {
+fn settle(open: &mut Vec<usize>, answers: impl Iterator<Item = Answer>, made: &mut [bool]) -> Vec<NetlinkError> {
     let mut refusals = Vec::new();
     let mut failed = Vec::new();
     for (at, answer) in open.drain(..).zip(answers) {
         match answer {
-            Err(refusal) if refusal.errno != libc::EEXIST => {
+            Err(refusal) if refusal.errno() != Some(libc::EEXIST) => {
                 failed.push(at);
                 refusals.push(refusal);
             }
@@ -135,33 +138,33 @@ fn settle(open: &mut Vec<usize>, answers: impl Iterator<Item = Answer>, made: &m
     refusals
 }
 
-fn delete<'a>(kind: &Kind, entry: &'a Entry) -> Request<'a> {
-    Request { kind: kind.delete, flags: 0, body: &entry.body }
+fn delete(kind: &Kind, entry: &Entry) -> Message {
+    Message::new(kind.delete, 0, &entry.body)
 }
 
-fn make<'a>(kind: &Kind, entry: &'a Entry, before: &HashMap<&[u8], &[u8]>) -> Request<'a> {
+fn make(kind: &Kind, entry: &Entry, before: &HashMap<&[u8], &[u8]>) -> Message {
     // The same with another life time.
     let updated = before.get(entry.key.as_slice()).is_some_and(|body| *body != entry.body);
-    let how = if updated { libc::NLM_F_REPLACE } else { kind.exclusive };
-    Request { kind: kind.make, flags: libc::NLM_F_CREATE | how, body: &entry.body }
+    let how = if updated { flags::REPLACE } else { kind.exclusive };
+    Message::new(kind.make, flags::CREATE | how, &entry.body)
 }
 
 /// Whether a route is in the kernel's tables.
-fn stands(socket: &mut Socket, kind: &Kind, entry: &Entry) -> io::Result<bool> {
+fn stands(socket: &mut Socket, kind: &Kind, entry: &Entry) -> Result<bool, NetlinkError> {
     // struct rtmsg.
     let (Some([family, _, _, _, _, protocol, ..]), Ok(wanted)) = (entry.body.first_chunk::<12>(), key(&entry.body))
     else {
         return Ok(false);
     };
-    let is_route = kind.make == libc::RTM_NEWROUTE;
+    let is_route = kind.make == kinds::NEW_ROUTE;
     Ok(is_route && routes(socket, *family, *protocol)?.iter().any(|route| key(route).is_ok_and(|key| key == wanted)))
 }
 
 /// The kernel's routes of a family and of a protocol (RTPROT_...), in all tables.
-fn routes(socket: &mut Socket, family: u8, protocol: u8) -> io::Result<Vec<Vec<u8>>> {
+fn routes(socket: &mut Socket, family: u8, protocol: u8) -> Result<Vec<Vec<u8>>, NetlinkError> {
     // struct rtmsg, with what is asked for.
     let body = [family, 0, 0, 0, 0, protocol, 0, 0, 0, 0, 0, 0];
-    socket.ask(Request { kind: libc::RTM_GETROUTE, flags: libc::NLM_F_DUMP, body: &body })
+    socket.get(&Message::new(kinds::GET_ROUTE, flags::DUMP, &body))
 }
 
 /// Deletes the routes that the kernel has made to the networks of addresses, and the host has not.
@@ -173,13 +176,13 @@ pub(super) fn prune(
     networks: &[Prefix],
     wanted: &[Entry],
     warnings: &mut Warnings,
-) -> io::Result<()> {
+) -> Result<(), NetlinkError> {
     let wanted: Vec<RouteKey> = wanted.iter().filter_map(|route| key(&route.body).ok()).collect();
     let mut extra = Vec::new();
     for family in [INET, INET6] {
         let routes = match routes(socket, family, libc::RTPROT_KERNEL) {
             // IPv6 is switched off.
-            Err(cause) if cause.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
+            Err(cause) if cause.errno() == Some(libc::EOPNOTSUPP) => continue,
             routes => routes?,
         };
         for route in routes {
@@ -192,11 +195,10 @@ pub(super) fn prune(
             }
         }
     }
-    let delete = |body| Request { kind: libc::RTM_DELROUTE, flags: 0, body };
-    let requests: Vec<_> = extra.iter().map(|route| delete(route.as_slice())).collect();
+    let requests: Vec<_> = extra.iter().map(|route| Message::new(kinds::DELETE_ROUTE, 0, route)).collect();
     for answer in socket.play(&requests)? {
         if let Err(refusal) = answer
-            && !GONE.contains(&refusal.errno)
+            && !refusal.errno().is_some_and(|errno| GONE.contains(&errno))
         {
             warnings.add(format!("a route that the kernel has made with an address stays: {refusal}"));
         }

@@ -343,8 +343,8 @@ fn what_cannot_be_is_told_and_the_rest_stands() {
         let warnings = guest.set(&request).unwrap();
         let text = warnings.join("\n");
         assert!(text.contains("eth0: its MTU stays 1500 instead of 1"), "{text}");
-        let gateway = "route default via 1.2.3.4 on eth0 in table 254 is not made: Network is unreachable (os error 101): \
-                       Nexthop has invalid gateway";
+        let gateway = "route default via 1.2.3.4 on eth0 in table 254 is not made: Network is unreachable (os error 101) \
+                       (Nexthop has invalid gateway)";
         assert!(text.contains(gateway), "{text}");
         assert_eq!(warnings.len(), 2);
         assert!(guest.namespace().ip("-4 route").contains("10.0.0.0/24"));

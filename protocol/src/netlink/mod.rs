@@ -1,12 +1,14 @@
-//! rtnetlink(7): messages, and a socket that asks and dumps.
+//! rtnetlink(7): messages, and a socket that asks, lists and plays many at once.
 //!
 //! The shim reads the pod's namespace with it, the agent makes the guest's network. Both pass messages on whose attributes they
 //! do not know, so messages are bytes here, with a way to walk and to build them.
 
+mod attributes;
 mod message;
 mod socket;
 
-pub use message::{Attributes, Header, Malformed, Message, attributes, text};
+pub use attributes::{Attribute, Attributes, Malformed, Writer, attributes, record, split, text};
+pub use message::{Header, Message};
 pub use socket::{NetlinkError, Socket};
 
 /// Flags of a request (netlink(7)).

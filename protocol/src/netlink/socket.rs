@@ -6,17 +6,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, send, socket_with};
 
-use super::message::{Header, Malformed, Message, attributes, text};
+use super::attributes::{Malformed, attributes, text};
+use super::message::{Header, Message};
 use super::{flags, kinds};
 
 /// Bytes of one datagram at most: the kernel gives as much as fits (`netlink_dump`), and no single message is longer.
 const DATAGRAM: usize = 32 * 1024;
+/// Messages that are sent at once: their answers must fit into the socket's buffer (net.core.rmem_default, 208 KiB, by the kernel's count of at
+/// least 1 KiB each).
+const BATCH: usize = 32;
 /// Bytes of events that wait to be read: some hundred.
 const EVENTS: usize = 1 << 20;
-/// NETLINK_ADD_MEMBERSHIP, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK of linux/netlink.h.
+/// NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK of linux/netlink.h.
 const ADD_MEMBERSHIP: i32 = 1;
+const CAPPED_ACK: i32 = 10;
 const EXTENDED_ACK: i32 = 11;
 const STRICT: i32 = 12;
 /// NLMSGERR_ATTR_MSG.
@@ -100,48 +105,82 @@ impl Socket {
         // None: number 0, NETLINK_ROUTE.
         let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
         bind(&fd, &SocketAddrNetlink::new(0, 0))?;
-        // For people, and for filters of dumps: kernels without them do without.
-        let _ = set_option(&fd, EXTENDED_ACK, 1);
-        let _ = set_option(&fd, STRICT, 1);
+        // Answers without what was asked, with words for people; lists by what is asked for: kernels without them do without.
+        for option in [CAPPED_ACK, EXTENDED_ACK, STRICT] {
+            let _ = set_option(&fd, option, 1);
+        }
         Ok(Self { fd, sequence: 0 })
     }
 
-    /// Asks for something to be done, and waits until it is.
+    /// Asks for something to be done.
     ///
     /// # Errors
     /// The kernel's answer.
     pub fn ask(&mut self, message: Message) -> Result<(), NetlinkError> {
-        let sequence = self.send(message, flags::ACK)?;
+        // There is one answer to each.
+        self.play(&[message])?.pop().unwrap_or(Ok(()))
+    }
+
+    /// Asks for many things to be done, and gives the kernel's answer to each.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn play(&mut self, messages: &[Message]) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
         let mut buffer = vec![0; DATAGRAM];
-        loop {
-            let mut answer = None;
-            for_each(self.datagram(&mut buffer)?, |header, payload| {
-                if header.sequence == sequence && header.kind == kinds::ERROR {
-                    answer = Some(outcome(header.flags, payload)?);
-                }
-                Ok(())
-            })?;
-            if let Some(()) = answer {
-                return Ok(());
+        let mut answers = Vec::with_capacity(messages.len());
+        for batch in messages.chunks(BATCH) {
+            let first = self.sequence.wrapping_add(1);
+            self.send(batch, flags::ACK)?;
+            let mut given: Vec<_> = batch.iter().map(|_| None).collect();
+            while given.iter().any(Option::is_none) {
+                for_each(self.datagram(&mut buffer)?, |header, payload| {
+                    let number = usize::try_from(header.sequence.wrapping_sub(first)).ok();
+                    let place = number.and_then(|number| given.get_mut(number)).filter(|place| place.is_none());
+                    if let (kinds::ERROR, Some(place)) = (header.kind, place) {
+                        *place = Some(outcome(header.flags, payload));
+                    }
+                    Ok(())
+                })?;
             }
+            answers.extend(given.into_iter().flatten());
         }
+        Ok(answers)
+    }
+
+    /// Asks for one thing: what the kernel sends.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn get(&mut self, request: &Message) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        self.list(request, flags::ACK, Vec::new, |all: &mut Vec<Vec<u8>>, _, payload| all.push(payload.to_vec()))
     }
 
     /// Lists: `each` gets the type and the payload of every message of the answer. What changed meanwhile is listed anew, so `begin` comes before
     /// each attempt.
     ///
     /// # Errors
-    /// The kernel's answer, or what `each` says.
+    /// The kernel's answer.
     pub fn dump<T>(
         &mut self,
         request: &Message,
+        begin: impl FnMut() -> T,
+        each: impl FnMut(&mut T, u16, &[u8]),
+    ) -> Result<T, NetlinkError> {
+        self.list(request, flags::DUMP, begin, each)
+    }
+
+    fn list<T>(
+        &mut self,
+        request: &Message,
+        how: u16,
         mut begin: impl FnMut() -> T,
         mut each: impl FnMut(&mut T, u16, &[u8]),
     ) -> Result<T, NetlinkError> {
         let mut buffer = vec![0; DATAGRAM];
         for _ in 0..DUMPS {
             let mut listed = begin();
-            let sequence = self.send(request.clone(), flags::DUMP)?;
+            self.send(std::slice::from_ref(request), how)?;
+            let sequence = self.sequence;
             let (mut done, mut interrupted) = (false, false);
             while !done {
                 for_each(self.datagram(&mut buffer)?, |header, payload| {
@@ -150,7 +189,10 @@ impl Socket {
                     }
                     interrupted |= header.flags & flags::INTERRUPTED != 0;
                     match header.kind {
-                        kinds::ERROR => outcome(header.flags, payload)?,
+                        kinds::ERROR => {
+                            done = true;
+                            outcome(header.flags, payload)?;
+                        }
                         kinds::DONE => {
                             done = true;
                             // A dump that failed in its middle says so at its end.
@@ -190,17 +232,29 @@ impl Socket {
         }
     }
 
-    fn send(&mut self, message: Message, more: u16) -> Result<u32, NetlinkError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let bytes = message.numbered(self.sequence, more);
+    /// Sends messages; the last one has the number that is kept.
+    fn send(&mut self, messages: &[Message], more: u16) -> Result<(), NetlinkError> {
+        let mut bytes = Vec::new();
+        for message in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            message.write(self.sequence, more, &mut bytes);
+        }
         rustix::io::retry_on_intr(|| send(&self.fd, &bytes, SendFlags::empty()))?;
-        Ok(self.sequence)
+        Ok(())
     }
 
-    /// The next datagram.
+    /// The kernel's next datagram. Nothing waits for one: it has answered when a message has been sent, and makes the next part of a list
+    /// when one is taken.
     fn datagram<'a>(&self, buffer: &'a mut [u8]) -> Result<&'a [u8], NetlinkError> {
-        let (_, length) = rustix::io::retry_on_intr(|| recv(&self.fd, &mut buffer[..], RecvFlags::TRUNC))?;
-        buffer.get(..length).ok_or_else(|| Malformed.into())
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        loop {
+            let (_, length, from) = rustix::io::retry_on_intr(|| recvfrom(&self.fd, &mut buffer[..], flags))?;
+            let from = from.and_then(|from| SocketAddrNetlink::try_from(from).ok());
+            // Whoever may do everything with the network may send to this socket too: a container, for the agent.
+            if from.is_some_and(|from| from.pid() == 0) {
+                return buffer.get(..length).ok_or_else(|| Malformed::Message.into());
+            }
+        }
     }
 }
 
@@ -237,7 +291,8 @@ fn for_each(
 
 /// What an NLMSG_ERROR says: `struct nlmsgerr`.
 fn outcome(with: u16, payload: &[u8]) -> Result<(), NetlinkError> {
-    let number = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes).ok_or(Malformed)?;
+    let number = payload.get(..4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    let number = number.ok_or(Malformed::Message)?;
     if number == 0 {
         return Ok(());
     }

@@ -70,6 +70,9 @@ impl Offer {
     }
 }
 
+/// Looks at most, where interfaces go away while they are being carried.
+const LOOKS: usize = 16;
+
 /// Tells somebody which interfaces have something of husk's: the number, and whether the place for filters is husk's too.
 pub type Named = Box<dyn Fn(Vec<(u32, bool)>) + Send + Sync>;
 
@@ -79,12 +82,20 @@ struct Carried {
     tap: u32,
     /// The place for filters was made here.
     place: bool,
-    /// The guest's device; none: the machine has not got it.
+    /// The machine was asked for a device: it may have it, whatever it answered.
+    asked: bool,
+    /// The guest's device; none: it is not known to be there.
     window: Option<u32>,
     /// As the tap has it.
     mtu: u32,
     /// As the machine has it.
     carrier: bool,
+}
+
+impl Carried {
+    fn new(tap: u32, place: bool, interface: &Interface) -> Self {
+        Self { tap, place, asked: false, window: None, mtu: interface.mtu, carrier: interface.carrier }
+    }
 }
 
 /// See [`super`].
@@ -97,6 +108,8 @@ pub struct Carrier {
     named: Named,
     /// By the interfaces' numbers.
     carried: BTreeMap<u32, Carried>,
+    /// Interfaces from which something could not be taken back, as [`Named`] says them.
+    left: BTreeMap<u32, bool>,
     /// What was seen last.
     seen: Scan,
     /// What the agent was told last.
@@ -125,6 +138,7 @@ impl Carrier {
             offer,
             named,
             carried: BTreeMap::new(),
+            left: BTreeMap::new(),
             seen: Scan::default(),
             told: Scan::default(),
         })
@@ -150,19 +164,39 @@ impl Carrier {
 
     /// Looks at the namespace, and gives the machine a device for each interface that is new.
     pub async fn look(&mut self) -> Result<(), NetworkError> {
-        self.seen = Scan::of(&mut self.socket).map_err(NetworkError::netlink("list the interfaces"))?;
+        for _ in 0..LOOKS {
+            if self.look_once().await? {
+                return Ok(());
+            }
+        }
+        Err(NetworkError::netlink("list the interfaces")(NetlinkError::Restless))
+    }
+
+    /// False: an interface went away between the look and what is done with it.
+    async fn look_once(&mut self) -> Result<bool, NetworkError> {
+        let seen = Scan::of(&mut self.socket).map_err(NetworkError::netlink("list the interfaces"))?;
+        if seen.is_cut {
+            return Err(NetworkError::Large);
+        }
+        self.seen = seen;
         let (there, room) = (self.seen.interfaces.len(), self.offer.room);
         if there > usize::from(room) {
             return Err(NetworkError::Many { there, room });
         }
         let all: Vec<Interface> = self.seen.interfaces.values().cloned().collect();
         for interface in all {
-            if !self.carried.contains_key(&interface.index) {
-                self.carry(&interface).await?;
+            if self.carried.contains_key(&interface.index) {
+                self.follow(&interface).await;
+            } else if let Err(cause) = self.carry(&interface).await {
+                // Or the next look would find it half carried.
+                self.put_down(interface.index).await;
+                if exists(&mut self.socket, interface.index) {
+                    return Err(cause);
+                }
+                return Ok(false);
             }
-            self.follow(&interface).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Tells the guest what was seen, unless it knows.
@@ -204,11 +238,7 @@ impl Carrier {
         let gone: Vec<u32> =
             self.carried.keys().copied().filter(|index| !self.seen.interfaces.contains_key(index)).collect();
         for index in gone {
-            self.carried.remove(&index);
-            self.name();
-            if let Err(cause) = self.machine.remove_net(&device(index)).await {
-                warn!(stage = "network"; "{cause}");
-            }
+            self.put_down(index).await;
         }
         Ok(())
     }
@@ -227,16 +257,28 @@ impl Carrier {
 
     /// Takes back what does not go by itself.
     pub async fn end(&mut self) {
-        for (index, carried) in std::mem::take(&mut self.carried) {
-            // A machine that has ended has none.
-            if carried.window.is_some() && self.machine.has_ended().is_none() {
-                let _ = self.machine.remove_net(&device(index)).await;
-            }
-            if let Err(cause) = take_back(&mut self.socket, index, carried.place) {
-                warn!(stage = "network"; "{cause}");
-                // `delete` tries again.
-                self.carried.insert(index, carried);
-            }
+        let all: Vec<u32> = self.carried.keys().copied().collect();
+        for index in all {
+            self.put_down(index).await;
+        }
+    }
+
+    /// Takes back what was made for an interface.
+    async fn put_down(&mut self, index: u32) {
+        let Some(carried) = self.carried.remove(&index) else { return };
+        // A machine that has ended has none.
+        if carried.asked
+            && self.machine.has_ended().is_none()
+            && let Err(cause) = self.machine.remove_net(&device(index)).await
+            && carried.window.is_some()
+        {
+            warn!(stage = "network"; "{cause}");
+        }
+        // The machine closes the tap a moment after its answer.
+        if let Err(cause) = take_back(&mut self.socket, index, carried.place, Some(carried.tap)) {
+            warn!(stage = "network"; "{cause}");
+            // `delete` tries again.
+            self.left.insert(index, carried.place);
         }
         self.name();
     }
@@ -259,13 +301,12 @@ impl Carrier {
             Tap::new(self.offer.queues).map_err(|cause| NetworkError::Tap { interface: interface.name.clone(), cause })
         })?;
         // Named before there is anything.
-        self.carried.insert(index, Carried { tap: 0, place: false, window: None, mtu: 0, carrier: interface.carrier });
+        self.carried.insert(index, Carried::new(0, false, interface));
         let tap_index = self.number_of(&tap.name).map_err(failed("find the tap of"))?;
         self.set_up(tap_index, interface.mtu).map_err(failed("bring up the tap of"))?;
         redirect::make_place(&mut self.socket, tap_index).map_err(failed("put filters on the tap of"))?;
         let place = redirect::make_place(&mut self.socket, index).map_err(failed("put filters on"))?;
-        let carried = Carried { tap: tap_index, place, window: None, mtu: interface.mtu, carrier: interface.carrier };
-        self.carried.insert(index, carried);
+        self.carried.insert(index, Carried::new(tap_index, place, interface));
         self.name();
         redirect::redirect(&mut self.socket, index, tap_index).map_err(failed("redirect what comes into"))?;
         redirect::redirect(&mut self.socket, tap_index, index).map_err(failed("redirect what is to leave by"))?;
@@ -277,31 +318,30 @@ impl Carrier {
             sent: self.offer.sent,
             received: self.offer.received,
         };
+        // Before the answer: nobody may wait for that to its end.
+        self.carried.entry(index).and_modify(|carried| carried.asked = true);
         let window = self.machine.add_net(net, &tap.queues).await?;
-        if let Some(carried) = self.carried.get_mut(&index) {
-            carried.window = Some(window);
-        }
+        self.carried.entry(index).and_modify(|carried| carried.window = Some(window));
         Ok(())
     }
 
-    /// What has changed of an interface that the guest has.
-    async fn follow(&mut self, interface: &Interface) -> Result<(), NetworkError> {
-        let Some(carried) = self.carried.get(&interface.index) else { return Ok(()) };
-        if carried.mtu != interface.mtu {
-            let tap = carried.tap;
-            self.set_up(tap, interface.mtu).map_err(|cause| NetworkError::Interface {
-                what: "set the MTU of the tap of",
-                interface: interface.name.clone(),
-                cause,
-            })?;
+    /// What has changed of an interface that the guest has. What cannot be followed is said once: the pod lives, and the interface may
+    /// be about to go, or somebody has deleted its tap.
+    async fn follow(&mut self, interface: &Interface) {
+        let Some(carried) = self.carried.get_mut(&interface.index) else { return };
+        let mtu = std::mem::replace(&mut carried.mtu, interface.mtu);
+        let carrier = std::mem::replace(&mut carried.carrier, interface.carrier);
+        let tap = carried.tap;
+        if mtu != interface.mtu
+            && let Err(cause) = self.set_up(tap, interface.mtu)
+        {
+            warn!(stage = "network"; "cannot set the MTU of the tap of the interface {}: {cause}", interface.name);
         }
-        let carried = self.carried.get_mut(&interface.index);
-        let Some(carried) = carried else { return Ok(()) };
-        carried.mtu = interface.mtu;
-        if std::mem::replace(&mut carried.carrier, interface.carrier) != interface.carrier {
-            self.machine.set_carrier(&device(interface.index), interface.carrier).await?;
+        if carrier != interface.carrier
+            && let Err(cause) = self.machine.set_carrier(&device(interface.index), interface.carrier).await
+        {
+            warn!(stage = "network"; "{cause}");
         }
-        Ok(())
     }
 
     /// The number of an interface.
@@ -335,7 +375,9 @@ impl Carrier {
 
     /// Says what is to be taken back.
     fn name(&self) {
-        (self.named)(self.carried.iter().map(|(index, carried)| (*index, carried.place)).collect());
+        let carried = self.carried.iter().map(|(index, carried)| (*index, carried.place));
+        let left = self.left.iter().map(|(index, place)| (*index, *place));
+        (self.named)(left.chain(carried).collect());
     }
 }
 
@@ -359,11 +401,12 @@ pub(super) fn link(index: u32, flags: u32) -> [u8; 16] {
     fixed
 }
 
-/// Takes back what was put on an interface. Its tap is gone by now; where there is one, another pod has begun with the interface since.
-pub fn take_back(socket: &mut Socket, index: u32, place: bool) -> Result<(), NetworkError> {
+/// Takes back what was put on an interface that had the tap `own`; none: that is gone by now. Where there is another tap, another pod has
+/// begun with the interface since.
+pub fn take_back(socket: &mut Socket, index: u32, place: bool, own: Option<u32>) -> Result<(), NetworkError> {
     let failed = NetworkError::netlink("take back the redirection of an interface");
     let undo = |socket: &mut Socket| {
-        if redirect::target(socket, index)?.is_some_and(|tap| exists(socket, tap)) {
+        if redirect::target(socket, index)?.is_some_and(|tap| Some(tap) != own && exists(socket, tap)) {
             return Ok(());
         }
         redirect::undo(socket, index)?;
@@ -388,3 +431,7 @@ fn matters(kind: u16, payload: &[u8]) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+#[path = "carrier_tests.rs"]
+mod tests;

@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use husk_protocol::netlink::{NetlinkError, Socket};
 use log::warn;
@@ -26,7 +27,13 @@ use self::carrier::Carrier;
 pub use self::carrier::Offer;
 use self::localhost::{Guest, Localhost};
 use self::namespace::{Namespace, identity, open_namespace};
+use crate::config::limits;
 use crate::vm::{AgentClient, AgentError, ControlError, Machine};
+
+/// Between two looks at what has changed: as long as the last one took, and within these. A host on which interfaces come and go without end gets
+/// half of the shim's time at most.
+const LEAST_REST: Duration = Duration::from_millis(10);
+const MOST_REST: Duration = Duration::from_secs(1);
 
 /// Why the network cannot be carried.
 #[derive(Debug, thiserror::Error)]
@@ -77,11 +84,23 @@ pub enum NetworkError {
         /// For how many.
         room: u8,
     },
+    /// More than the agent can be told.
+    #[error(
+        "the addresses, routes, rules and neighbours of the pod's network namespace have more than {} MiB, and the guest is told of no more: husk carries some 60,000 routes",
+        scan::MOST >> 20
+    )]
+    Large,
     /// Somebody else's.
     #[error(
         "the interface {0} is carried into another machine already: a network namespace belongs to one pod at a time"
     )]
     Taken(String),
+    /// It takes too long.
+    #[error("the pod's network was not carried into the guest in {limit_s} s (limits.call_s)")]
+    Late {
+        /// The limit.
+        limit_s: u64,
+    },
     /// The VMM.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -129,19 +148,16 @@ impl Left {
         let mut socket = Namespace::new(namespace.as_fd())?
             .inside(|| Socket::open().map_err(NetworkError::netlink("make a netlink socket")))?;
         for (index, place) in &self.interfaces {
-            carrier::take_back(&mut socket, *index, *place)?;
+            carrier::take_back(&mut socket, *index, *place, None)?;
         }
         Ok(())
     }
 }
 
-/// Questions to a pod's network.
-enum Question {
-    /// Answered when the guest has what the namespace has.
-    Settle(oneshot::Sender<Result<(), NetworkError>>),
-    /// Answered when all is taken back.
-    End(oneshot::Sender<()>),
-}
+/// Answered when the guest has what the namespace has.
+type Question = oneshot::Sender<Result<(), NetworkError>>;
+/// Answered when all is taken back.
+type End = oneshot::Sender<()>;
 
 /// A pod's network, which follows its namespace.
 pub struct Network {
@@ -150,6 +166,8 @@ pub struct Network {
     guest: Guest,
     localhost: Mutex<Option<Localhost>>,
     questions: mpsc::Sender<Question>,
+    /// None: it was told to end.
+    end: Mutex<Option<oneshot::Sender<End>>>,
 }
 
 /// Where a namespace is and what it has: devices are in the machine, and the guest does not know of them yet.
@@ -197,11 +215,13 @@ impl Devices {
             self.carrier.end().await;
             return Err(cause);
         }
-        let (questions, receiver) = mpsc::channel(1);
+        let (questions, asked) = mpsc::channel(1);
+        let (end, ended) = oneshot::channel();
         let guest = Guest { streams: Arc::clone(self.machine.streams()), agent: agent.clone() };
-        tokio::spawn(follow(self.carrier, agent, receiver));
+        tokio::spawn(follow(self.carrier, agent, asked, ended));
         let localhost = Mutex::default();
-        Ok(Network { identity: self.identity, namespace: self.namespace, guest, localhost, questions })
+        let end = Mutex::new(Some(end));
+        Ok(Network { identity: self.identity, namespace: self.namespace, guest, localhost, questions, end })
     }
 
     /// Takes back what was made.
@@ -246,46 +266,70 @@ impl Network {
     /// See [`NetworkError`].
     pub async fn settle(&self) -> Result<(), NetworkError> {
         let (sender, answer) = oneshot::channel();
-        // An error is the end of the pod, which others tell.
-        let _ = self.questions.send(Question::Settle(sender)).await;
-        answer.await.unwrap_or(Ok(()))
+        let asked = async {
+            // An error is the end of the pod, which others tell.
+            let _ = self.questions.send(sender).await;
+            answer.await.unwrap_or(Ok(()))
+        };
+        // Others may be before this one, and each waits for the agent.
+        let limit = limits().call();
+        tokio::time::timeout(limit, asked).await.unwrap_or(Err(NetworkError::Late { limit_s: limit.as_secs() }))
     }
 
-    /// Takes back what does not go by itself.
+    /// Takes back what does not go by itself. Whatever is under way with the agent is not waited for.
     pub async fn end(&self) {
         drop(self.localhost.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (sender, answer) = oneshot::channel();
-        let _ = self.questions.send(Question::End(sender)).await;
-        let _ = answer.await;
+        if end.is_some_and(|end| end.send(sender).is_ok()) {
+            let _ = answer.await;
+        }
     }
 }
 
 /// Follows the namespace until the pod ends.
-async fn follow(mut carrier: Carrier, agent: AgentClient, mut questions: mpsc::Receiver<Question>) {
-    loop {
-        let question = tokio::select! {
-            question = questions.recv() => question,
-            () = carrier.changed() => {
-                if let Err(cause) = carrier.renew(&agent).await {
-                    warn!(stage = "network"; "a change of the pod's network is not followed: {cause}");
+async fn follow(
+    mut carrier: Carrier,
+    agent: AgentClient,
+    mut questions: mpsc::Receiver<Question>,
+    end: oneshot::Receiver<End>,
+) {
+    let followed = async {
+        let mut rest = Duration::ZERO;
+        loop {
+            let changed = async {
+                tokio::time::sleep(rest).await;
+                carrier.changed().await;
+            };
+            let question = tokio::select! {
+                Some(question) = questions.recv() => Some(question),
+                () = changed => None,
+            };
+            let began = Instant::now();
+            match question {
+                // Its limit is over.
+                Some(question) if question.is_closed() => continue,
+                Some(question) => {
+                    let _ = question.send(carrier.renew(&agent).await);
                 }
-                continue;
+                None => {
+                    if let Err(cause) = carrier.renew(&agent).await {
+                        warn!(stage = "network"; "a change of the pod's network is not followed: {cause}");
+                    }
+                }
             }
-        };
-        match question {
-            Some(Question::Settle(sender)) => {
-                let _ = sender.send(carrier.renew(&agent).await);
-            }
-            Some(Question::End(sender)) => {
-                carrier.end().await;
-                let _ = sender.send(());
-                return;
-            }
-            None => {
-                carrier.end().await;
-                return;
-            }
+            rest = began.elapsed().clamp(LEAST_REST, MOST_REST);
         }
+    };
+    // An error: the pod is gone without a word.
+    let end = tokio::select! {
+        biased;
+        end = end => end.ok(),
+        () = followed => None,
+    };
+    carrier.end().await;
+    if let Some(end) = end {
+        let _ = end.send(());
     }
 }
 

@@ -16,7 +16,8 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// # Errors
 /// The kernel's answer.
 pub fn open_namespace(path: &Path) -> io::Result<OwnedFd> {
-    Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    // A pipe that somebody has put there has nobody to wait for.
+    Ok(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// What names a namespace as long as it lives: its file's device and inode.
@@ -87,5 +88,20 @@ impl Namespace {
         enter(&self.other).map_err(io::Error::from)?;
         let _return = Return(&self.own);
         work()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("net");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let (sender, opened) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(open_namespace(&path).is_ok()));
+        assert!(opened.recv_timeout(std::time::Duration::from_secs(10)).unwrap());
     }
 }

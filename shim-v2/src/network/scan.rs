@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use husk_protocol::netlink::{Message, NetlinkError, Socket, attributes, kinds, text};
+use husk_protocol::netlink::{Message, NetlinkError, Socket, Writer, attributes, kinds, text};
 
 use super::tap::PREFIX;
 
@@ -36,12 +36,19 @@ const PERMANENT: u16 = 0x80;
 const PROXY: u8 = 0x08;
 /// RTA_OIF.
 const OUTPUT: u16 = 4;
+/// Attributes that change by themselves and mean nothing to the guest: NDA_CACHEINFO and NDA_PROBES, RTA_CACHEINFO and RTA_EXPIRES. What expires is
+/// announced when it does.
+const AGES_OF_NEIGHBOUR: [u16; 2] = [3, 4];
+const AGES_OF_ROUTE: [u16; 2] = [12, 23];
 /// AF_UNSPEC: all families.
 const UNSPECIFIED: u8 = 0;
 /// Of these AF_INET and AF_INET6; the routing of multicast (RTNL_FAMILY_IPMR) is a daemon's, which the guest may have itself.
 const FAMILIES: [u8; 2] = [2, 10];
 /// The loopback's number, in every namespace (LOOPBACK_IFINDEX).
 const LOOPBACK_INDEX: u32 = 1;
+
+/// Bytes of all messages for the agent, which gets them in one of its own (ttrpc's largest is 4 MiB): some 60,000 routes.
+pub const MOST: usize = 3 << 20;
 
 /// An interface that is carried into the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +84,8 @@ pub struct Scan {
     pub rules: Vec<Vec<u8>>,
     /// `struct ndmsg` and attributes.
     pub neighbours: Vec<Vec<u8>>,
+    /// There is more than [`MOST`], which is not here.
+    pub is_cut: bool,
 }
 
 impl Scan {
@@ -89,15 +98,21 @@ impl Scan {
         if scan.interfaces.is_empty() {
             return Ok(scan);
         }
-        scan.addresses = list(socket, kinds::GET_ADDRESS, kinds::NEW_ADDRESS, &[UNSPECIFIED; 8], |_| true)?;
-        scan.routes = list(socket, kinds::GET_ROUTE, kinds::NEW_ROUTE, &[UNSPECIFIED; 12], is_wanted_route)?;
-        scan.rules = list(socket, kinds::GET_RULE, kinds::NEW_RULE, &[UNSPECIFIED; 12], is_wanted_rule)?;
+        let mut room = MOST;
+        let (new, get) = (kinds::NEW_ADDRESS, kinds::GET_ADDRESS);
+        scan.addresses = list(socket, get, new, &[UNSPECIFIED; 8], &[], |_| true, &mut room)?;
+        let (new, get) = (kinds::NEW_ROUTE, kinds::GET_ROUTE);
+        scan.routes = list(socket, get, new, &[UNSPECIFIED; 12], &AGES_OF_ROUTE, is_wanted_route, &mut room)?;
+        let (new, get) = (kinds::NEW_RULE, kinds::GET_RULE);
+        scan.rules = list(socket, get, new, &[UNSPECIFIED; 12], &[], is_wanted_rule, &mut room)?;
+        let (new, get) = (kinds::NEW_NEIGHBOUR, kinds::GET_NEIGHBOUR);
         scan.neighbours =
-            list(socket, kinds::GET_NEIGHBOUR, kinds::NEW_NEIGHBOUR, &[UNSPECIFIED; 12], is_wanted_neighbour)?;
+            list(socket, get, new, &[UNSPECIFIED; 12], &AGES_OF_NEIGHBOUR, is_wanted_neighbour, &mut room)?;
         // Proxies are listed by themselves.
         let mut proxies = [UNSPECIFIED; 12];
         proxies[10] = PROXY;
-        scan.neighbours.extend(list(socket, kinds::GET_NEIGHBOUR, kinds::NEW_NEIGHBOUR, &proxies, |_| true)?);
+        scan.neighbours.extend(list(socket, get, new, &proxies, &AGES_OF_NEIGHBOUR, |_| true, &mut room)?);
+        scan.is_cut = room == 0;
         // What hangs on other interfaces means nothing in the guest: the taps' among it.
         let carried = |index: u32| index == LOOPBACK_INDEX || scan.interfaces.contains_key(&index);
         scan.addresses.retain(|message| number(message, 4).is_some_and(carried));
@@ -181,24 +196,46 @@ impl Link {
     }
 }
 
-/// The messages of a dump that are wanted.
+/// The messages of a dump that are wanted, without these attributes, as far as there is `room`: none is left where one did not fit.
 fn list(
     socket: &mut Socket,
     get: u16,
     new: u16,
     fixed: &[u8],
+    without: &[u16],
     wanted: impl Fn(&[u8]) -> bool,
+    room: &mut usize,
 ) -> Result<Vec<Vec<u8>>, NetlinkError> {
-    let listed = socket.dump(&Message::new(get, 0, fixed), Vec::new, |all: &mut Vec<Vec<u8>>, kind, payload| {
-        if kind == new && payload.first().is_some_and(|family| FAMILIES.contains(family)) && wanted(payload) {
-            all.push(payload.to_vec());
-        }
-    });
+    let begin = || (Vec::new(), *room);
+    let listed =
+        socket.dump(&Message::new(get, 0, fixed), begin, |(all, room): &mut (Vec<_>, usize), kind, payload| {
+            if kind == new && payload.first().is_some_and(|family| FAMILIES.contains(family)) && wanted(payload) {
+                *room = room.saturating_sub(payload.len());
+                if *room > 0 {
+                    all.push(bare(payload, fixed.len(), without));
+                }
+            }
+        });
     match listed {
         // A kernel without this family, or without policy routing, has none.
         Err(cause) if cause.errno() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
-        other => other,
+        other => other.map(|(all, left)| {
+            *room = left;
+            all
+        }),
     }
+}
+
+/// A message without some attributes.
+fn bare(message: &[u8], fixed: usize, without: &[u16]) -> Vec<u8> {
+    let Some((head, rest)) = message.split_at_checked(fixed).filter(|_| !without.is_empty()) else {
+        return message.to_vec();
+    };
+    let mut writer = Writer::new(head);
+    for attribute in attributes(rest).flatten().filter(|attribute| !without.contains(&attribute.kind())) {
+        writer.copy(attribute);
+    }
+    writer.finish()
 }
 
 /// The four bytes at `at`.

@@ -68,6 +68,37 @@ fn all_that_somebody_has_set_is_seen_and_what_comes_by_itself_is_not() {
         assert!(!tables.contains(&LOCAL));
         assert_eq!(scan.rules.len(), 1, "{:?}", scan.rules);
         assert_eq!(of_family(&scan.neighbours, 2), 2, "{:?}", scan.neighbours);
+        let ages = |messages: &[Vec<u8>], ages: [u16; 2]| {
+            messages.iter().any(|message| ages.iter().any(|age| attributes(&message[12..]).find(*age).is_some()))
+        };
+        assert!(!ages(&scan.neighbours, AGES_OF_NEIGHBOUR) && !ages(&scan.routes, AGES_OF_ROUTE));
         assert_eq!(Scan::of(socket).unwrap(), scan, "nothing has changed");
+    });
+}
+
+#[test]
+fn tables_without_end_are_cut() {
+    in_new_namespace(|socket| {
+        make_veth(socket, "pod", "outside");
+        // One more than there is room for at 36 bytes each: 12, a table, a destination, a metric.
+        let (mut added, most) = (0_u32, u32::try_from(MOST / 36).unwrap());
+        let mut add = |socket: &mut Socket, count: u32| {
+            for number in added..added + count {
+                // AF_INET, /32, in the table main, by hand (RTPROT_STATIC): RTN_BLACKHOLE.
+                let route = Message::new(kinds::NEW_ROUTE, flags::CREATE, &[2, 32, 0, 0, 254, 4, 0, 6, 0, 0, 0, 0]);
+                socket.ask(route.with(1, &(0x0a00_0000 + number).to_be_bytes()).with_number(6, 7)).unwrap();
+            }
+            added += count;
+        };
+        add(socket, 10_000);
+        let began = std::time::Instant::now();
+        let scan = Scan::of(socket).unwrap();
+        eprintln!("10,000 routes: {:?}", began.elapsed());
+        assert!(!scan.is_cut && scan.routes.len() == 10_000);
+        add(socket, most + 1 - 10_000);
+        let scan = Scan::of(socket).unwrap();
+        assert!(scan.is_cut);
+        let bytes: usize = scan.routes.iter().map(Vec::len).sum();
+        assert!(bytes <= MOST && bytes > MOST - 100, "{bytes}");
     });
 }

@@ -61,6 +61,8 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     if !unknown.is_empty() {
         warn!(container = id, stage = "request"; "config.json has fields that husk does not know, and that do nothing: {unknown}");
     }
+    // Until the pod has its network, or this one has failed: what one Create makes in the namespace is another pod's to a second one.
+    let first = pod.first().await;
     let netns = Netns::of(id, pod, &spec)?;
     let hooks = Hooks::of(id, &spec, &bundle)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
@@ -99,10 +101,17 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
         }
         (_, Err(cause)) => return Err(cause),
     };
-    pod.adopt(id, &stub)?;
+    let adopted = pod.adopt(id, &stub);
     if let Some(devices) = devices {
+        if let Err(cause) = adopted {
+            devices.end().await;
+            return Err(cause);
+        }
         pod.has_network(devices.follow(sandbox.agent.clone()).await?);
+    } else {
+        adopted?;
     }
+    drop(first);
     let lone = spec.annotations().as_ref().is_none_or(|annotations| !annotations.contains_key(CONTAINER_TYPE));
     let mut shares = Vec::with_capacity(1 + opened.volumes.len());
     let made = async {

@@ -202,6 +202,9 @@ impl TaskError {
             Self::Throttle(_) => (Code::INVALID_ARGUMENT, Some(Stage::Container)),
             Self::Size(_) => (Code::INVALID_ARGUMENT, Some(Stage::Machine)),
             Self::Pod(_) | Self::Cgroup(_) | Self::Host { .. } => (Code::UNKNOWN, Some(Stage::Host)),
+            Self::Network(NetworkError::Late { .. } | NetworkError::Agent(AgentError::Timeout { .. })) => {
+                (Code::DEADLINE_EXCEEDED, Some(Stage::Network))
+            }
             Self::Network(_) => (Code::UNKNOWN, Some(Stage::Network)),
             Self::Control(_) | Self::Ended(_) => (Code::UNKNOWN, Some(Stage::Machine)),
             Self::Boot(cause) => (Code::UNKNOWN, Some(if cause.is_of_guest() { Stage::Boot } else { Stage::Machine })),

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use husk_protocol::agent::CreateSandboxRequest;
 use log::{debug, info, warn};
 use oci_spec::runtime::{Process, Spec};
-use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard, OnceCell};
 
 use super::error::{Result, TaskError};
 use crate::VERSION;
@@ -68,6 +68,8 @@ pub struct Pod {
     vm: Mutex<Vm>,
     sandbox: OnceCell<Arc<Sandbox>>,
     network: OnceLock<Network>,
+    /// Held by the Create that makes the network.
+    first: AsyncMutex<()>,
     /// Whether the end has come.
     ended: AsyncMutex<bool>,
 }
@@ -137,6 +139,7 @@ impl Pod {
             vm: Mutex::new(Vm::None),
             sandbox: OnceCell::new(),
             network: OnceLock::new(),
+            first: AsyncMutex::default(),
             ended: AsyncMutex::new(false),
         }))
     }
@@ -213,8 +216,17 @@ impl Pod {
 
     /// This is the pod's network from now on.
     pub fn has_network(&self, network: Network) {
-        // There is one already if two Creates came at once: dropped, it takes back what it has made.
+        // There is none: whoever makes one is alone ([`Self::first`]).
         let _ = self.network.set(network);
+    }
+
+    /// The right to make the pod's network, for the Create that is to: others wait until it has, or has failed. None: it is made.
+    pub async fn first(&self) -> Option<MutexGuard<'_, ()>> {
+        if self.network.get().is_some() {
+            return None;
+        }
+        let guard = self.first.lock().await;
+        self.network.get().is_none().then_some(guard)
     }
 
     /// Writes down what its network leaves behind.

@@ -22,6 +22,9 @@ const EVENTS: u32 = 16;
 /// Characters of an error message of the guest's.
 const LONGEST_MESSAGE: usize = 4096;
 
+/// Warnings in one answer: an honest agent's are no more.
+const MOST_WARNINGS: usize = 65;
+
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -247,7 +250,8 @@ impl AgentClient {
     /// See [`AgentError`].
     pub async fn set_network(&self, request: rpc::SetNetworkRequest) -> Result<Vec<String>, AgentError> {
         let made = self.client.set_network(self.context(), &request);
-        Ok(self.answer("make the pod's network", made).await?.warnings)
+        let warnings = self.answer("make the pod's network", made).await?.warnings;
+        Ok(warnings.iter().take(MOST_WARNINGS).map(|warning| printable(warning)).collect())
     }
 
     /// What a container has used.

@@ -449,6 +449,28 @@ impl Machine {
     }
 }
 
+#[cfg(test)]
+impl Machine {
+    /// One whose VMM is the test: it has the other end of the control socket. The process is nobody's.
+    pub fn of_test() -> (Self, Socket) {
+        let (ours, theirs) = Socket::pair().unwrap();
+        let program = Program {
+            path: Path::new("/bin/sleep"),
+            arguments: &["1000"],
+            stderr: None,
+            descriptor: None,
+            network: Network::Host,
+            cgroup: None,
+        };
+        let parts = Parts { vmm: PathBuf::new(), kernel: PathBuf::new(), initrd: PathBuf::new() };
+        let process = Arc::new(program.start().unwrap());
+        let streams = Arc::new(Streams::default());
+        let (control, rpc) = Control::start(ours, Arc::clone(&streams)).unwrap();
+        let rpc = tokio::sync::Mutex::new(Some(rpc));
+        (Self { parts, process, control, streams, rpc, last_words: LastWords::default() }, theirs)
+    }
+}
+
 /// The process is the truth about the VMM's end: a duplicate of its end of the socket may be anywhere, ours included.
 async fn watch_process(process: Arc<Child>, control: Arc<Control>) {
     match process.ended().await {

@@ -8,13 +8,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use husk_protocol::agent::{Interface, SetNetworkRequest};
+use husk_protocol::netlink::{Message, Socket, flags, kinds, split, text};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-use super::super::attributes::split;
 use super::super::devices::Devices;
-use super::super::netlink::{Request, Socket};
 use super::super::{Network, NetworkError};
 
 /// Names of other ends.
@@ -130,13 +129,12 @@ impl Namespace {
     pub fn request(&self, windows: &[(&str, u32)]) -> SetNetworkRequest {
         self.enter();
         let mut socket = Socket::open().unwrap();
-        let mut dump = |kind, body: &[u8]| socket.ask(Request { kind, flags: libc::NLM_F_DUMP, body }).unwrap();
+        let mut dump = |kind, body: &[u8]| socket.get(&Message::new(kind, flags::DUMP, body)).unwrap();
         let mut request = SetNetworkRequest::default();
         for link in dump(libc::RTM_GETLINK, &[0; 16]) {
             let (fixed, attributes) = split::<16>(&link).unwrap();
             let value = |kind| attributes.iter().find(|attribute| attribute.kind() == kind).unwrap();
-            let name = String::from_utf8(value(libc::IFLA_IFNAME).value.to_vec()).unwrap();
-            let name = name.trim_end_matches('\0').to_owned();
+            let name = text(value(libc::IFLA_IFNAME).value);
             let Some((_, window)) = windows.iter().find(|(of, _)| *of == name) else { continue };
             request.interfaces.push(Interface {
                 index: number(&fixed[4..8]),
@@ -253,7 +251,7 @@ impl Devices for Plugs {
     async fn release(&self, window: u32) -> io::Result<()> {
         let index = self.by_window.lock().unwrap().remove(&window).unwrap();
         let body = [&[0; 4][..], &index.to_ne_bytes(), &[0; 8]].concat();
-        let request = Request { kind: libc::RTM_DELLINK, flags: 0, body: &body };
-        Ok(Socket::open()?.play_one(request)??)
+        let mut socket = Socket::open().map_err(io::Error::other)?;
+        socket.ask(Message::new(kinds::DELETE_LINK, 0, &body)).map_err(io::Error::other)
     }
 }

@@ -1,7 +1,7 @@
 //! RTM_NEWADDR: struct ifaddrmsg, IFA_... (linux/if_addr.h).
 
-use super::super::attributes::{Writer, split};
 use super::{Entry, INET6, Indices, Unfit, address_len, ip, value};
+use husk_protocol::netlink::{Writer, split};
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;

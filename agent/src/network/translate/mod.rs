@@ -14,7 +14,7 @@ pub(super) use self::neighbour::neighbour;
 pub(super) use self::route::{RouteKey, key, route};
 pub(super) use self::rule::rule;
 
-use super::attributes::{Attribute, Malformed};
+use husk_protocol::netlink::{Attribute, Malformed};
 
 /// AF_INET and AF_INET6 as messages have them.
 pub(super) const INET: u8 = 2;
@@ -101,8 +101,8 @@ fn value<'a>(attributes: &[Attribute<'a>], kind: u16) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::attributes::Writer;
     use super::*;
+    use husk_protocol::netlink::Writer;
 
     #[test]
     fn any_bytes_are_an_answer() {

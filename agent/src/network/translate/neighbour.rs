@@ -1,7 +1,7 @@
 //! RTM_NEWNEIGH: struct ndmsg, NDA_... (linux/neighbour.h).
 
-use super::super::attributes::{Writer, split};
 use super::{Entry, Indices, Unfit, address_len, ip, value};
+use husk_protocol::netlink::{Writer, split};
 
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;

@@ -1,7 +1,7 @@
 //! RTM_NEWROUTE: struct rtmsg, RTA_... (linux/rtnetlink.h).
 
-use super::super::attributes::{Attribute, Malformed, Writer, attributes, record, split};
 use super::{Entry, INET, INET6, Indices, Unfit, address_len, ip, value};
+use husk_protocol::netlink::{Attribute, Malformed, Writer, attributes, record, split};
 
 const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
@@ -105,7 +105,9 @@ fn hops(list: &[u8], indices: &Indices) -> Result<Vec<Vec<u8>>, Unfit> {
         let Some(([l0, l1, flags, weight, i0, i1, i2, i3], inner)) = hop.split_first_chunk::<HOP>() else {
             return Err(wrong.into());
         };
-        attributes(inner)?;
+        if let Some(wrong) = attributes(inner).find_map(Result::err) {
+            return Err(wrong.into());
+        }
         let (index, _) = indices.guest(u32::from_ne_bytes([*i0, *i1, *i2, *i3]))?;
         hops.push([&[*l0, *l1, flags & ONLINK, *weight][..], &index.to_ne_bytes(), inner].concat());
         rest = after;

@@ -1,7 +1,7 @@
 //! RTM_NEWRULE: struct fib_rule_hdr, FRA_... (linux/fib_rules.h).
 
-use super::super::attributes::{Writer, split};
 use super::{Entry, Unfit, address_len};
+use husk_protocol::netlink::{Writer, split};
 
 const FRA_PRIORITY: u16 = 6;
 const FRA_PAD: u16 = 18;
