@@ -38,7 +38,12 @@ impl Diag {
         let netlink = match &*netlink {
             Some(netlink) => netlink,
             None => netlink.insert(namespace.inside(|| {
-                Ok::<_, io::Error>(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(SOCK_DIAG))?)
+                Ok::<_, io::Error>(socket_with(
+                    AddressFamily::NETLINK,
+                    SocketType::RAW,
+                    SocketFlags::CLOEXEC,
+                    Some(SOCK_DIAG),
+                )?)
             })?),
         };
         send(netlink, &question(protocol, destination), SendFlags::empty())?;
