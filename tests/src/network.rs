@@ -122,9 +122,9 @@ impl Namespace {
         })
     }
 
-    /// Everything that is in it but what the kernel counts: links, queueing disciplines, filters, addresses, routes, rules.
+    /// Everything that is in it but what the kernel counts: links, queueing disciplines, filters, addresses, routes, rules; line by line.
     #[must_use]
-    pub fn listing(&self) -> String {
+    pub fn listing(&self) -> Vec<String> {
         let mut all = String::new();
         for words in ["-o -d link", "-o addr", "route show table all", "-6 route show table all", "rule", "-6 rule"] {
             all += &self.ip(words);
@@ -138,7 +138,7 @@ impl Namespace {
                 all += &format!("filters of {link} {place}: {}\n", String::from_utf8_lossy(&filters).trim());
             }
         }
-        all
+        all.lines().map(str::to_owned).collect()
     }
 
     /// The names of its interfaces.

@@ -51,7 +51,8 @@ impl Netns {
         if !path.is_absolute() {
             return Err(invalid(format!("the network namespace {} is not an absolute path", path.display())));
         }
-        let opened = open_namespace(path).map_err(failed)?;
+        let opened = open_namespace(path)
+            .map_err(|cause| invalid(format!("cannot open its network namespace {}: {cause}", path.display())))?;
         if is_own(opened.as_fd()).map_err(failed)? {
             return Err(host());
         }

@@ -5,7 +5,7 @@ use husk_tests::ctr::{Run, Runtime};
 use husk_tests::network::{Namespace, Server};
 use husk_tests::session::Session;
 
-use super::{GATEWAYS, PORT, bridge_link, case, log, on_bridge, root, run, session, talk};
+use super::{GATEWAYS, PORT, bridge_link, case, log, on_bridge, root, run, same, session, talk};
 use crate::{configured, refused};
 
 #[test]
@@ -54,7 +54,7 @@ fn more_interfaces_than_there_is_room_for_are_refused_with_the_key() {
         let root = root();
         let output = run(Runtime::Husk, "many-a", &root, &namespace).run(&["true"]);
         refused(&output, &["30 interfaces", "room for 8", "network.interfaces"]);
-        assert_eq!(namespace.listing(), before);
+        same(&namespace.listing(), &before, "at the end");
         // As many as there can be; and one more while it runs is said, and no more.
         for number in 16..30 {
             namespace.ip(&format!("link del d{number}"));
@@ -108,7 +108,7 @@ fn without_dev_net_tun_the_error_says_so() {
         let aside = Aside::move_away("/dev/net/tun");
         let output = run(Runtime::Husk, "tun-a", &root, &namespace).run(&["true"]);
         refused(&output, &["cannot make a tap for the interface eth0", "/dev/net/tun"]);
-        assert_eq!(namespace.listing(), before);
+        same(&namespace.listing(), &before, "at the end");
         // Without interfaces nobody needs it.
         let output = Run::on_directory("tun-b", root.path()).run(&["true"]);
         assert_eq!(output.status, 0, "{}", output.errors());

@@ -37,14 +37,17 @@ fn changes_of_the_namespace_are_followed() {
         // The interface itself.
         namespace.ip("link set eth0 mtu 1400");
         husk.until("[ $(cat /sys/class/net/eth0/mtu) = 1400 ]");
+        namespace.ip("link set eth0 mtu 1500");
+        husk.until("[ $(cat /sys/class/net/eth0/mtu) = 1500 ]");
         namespace.ip("link set eth0 down");
         husk.until("! busybox ip link show eth0 | grep -q '[<,]UP'");
         namespace.ip("link set eth0 up");
         husk.until("busybox ip link show eth0 | grep -q '[<,]UP.*LOWER_UP'");
-        // The kernel has taken the routes along, and CNI's are nobody's to bring back.
-        let default = format!("route replace default via {}", GATEWAYS[0]);
-        namespace.ip(&default);
+        // The kernel has taken along routes, and addresses of IPv6: nobody but their maker brings them back.
+        namespace.ip(&format!("route add default via {}", GATEWAYS[0]));
+        namespace.ip(&format!("addr add {}/64 dev eth0 nodad", cni.addresses()[1]));
         husk.until("busybox ip route | grep -q default");
+        husk.until(&format!("busybox ip addr | grep -q {}/64", cni.addresses()[1]));
         talk(&mut husk, GATEWAYS[0], 0);
         talk_from_here(&cni.addresses()[0], PORT, 0);
         // It loses its carrier, and gets it again.

@@ -8,8 +8,8 @@ use husk_tests::session::Session;
 use serde_json::json;
 
 use super::{
-    BRIDGE, GATEWAYS, NETWORKS, PORT, REPORT, bridge, bridge_link, case, normal, on_bridge, root, run, serve, session,
-    talk, talk_from_here,
+    BRIDGE, GATEWAYS, NETWORKS, PORT, REPORT, bridge, bridge_link, case, normal, on_bridge, root, run, same, serve,
+    session, talk, talk_from_here,
 };
 
 /// A container of each runtime in this namespace, one after the other: they see the same. Husk's talks with each of the peers, which serve
@@ -20,7 +20,7 @@ fn is_as_with_runc(namespace: &Namespace, peers: &[&str], addresses: &[String]) 
     let expected = normal(&runc.must(REPORT));
     assert_eq!(runc.end(), 0);
     let mut husk = session("kind-husk", &root, namespace);
-    assert_eq!(normal(&husk.must(REPORT)), expected);
+    same(&normal(&husk.must(REPORT)), &expected, "husk now, runc before");
     talks(&mut husk, peers, addresses);
     assert_eq!(husk.end(), 0);
 }
@@ -75,7 +75,7 @@ fn ctr_run_cni_on_a_bridge() {
             }
             assert_eq!(session.end(), 0);
         }
-        assert_eq!(seen[1], seen[0]);
+        same(&seen[1], &seen[0], "husk now, runc before");
         fs::remove_file(list).unwrap();
     });
 }
@@ -185,6 +185,6 @@ fn no_interface() {
             let output = Run::on_directory(id, root.path()).runtime(runtime).run(&["/bin/sh", "-c", REPORT]);
             normal(&output.text())
         };
-        assert_eq!(report(Runtime::Husk, "own-husk"), report(Runtime::Runc, "own-runc"));
+        same(&report(Runtime::Husk, "own-husk"), &report(Runtime::Runc, "own-runc"), "husk now, runc before");
     });
 }

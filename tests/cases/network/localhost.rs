@@ -6,7 +6,7 @@ use std::net::{IpAddr, TcpStream, UdpSocket};
 use husk_tests::network::Namespace;
 use husk_tests::talk;
 
-use super::{PORT, case, root, serve, session, talk_from_here};
+use super::{PORT, case, root, same, serve, session, talk_from_here};
 
 /// Connects there, and says how the connection ends.
 fn end_of(address: &str, port: u16) -> ErrorKind {
@@ -25,7 +25,7 @@ fn localhost_reaches_the_guest() {
         let root = root();
         let mut husk = session("local-a", &root, &namespace);
         serve(&mut husk);
-        assert_eq!(namespace.listing(), before, "the namespace shows nothing of it");
+        same(&namespace.listing(), &before, "the namespace shows nothing of it");
         for address in ["127.0.0.1", "127.8.9.10", "::1"] {
             namespace.inside(|| talk_from_here(address, PORT, 1));
             assert_eq!(namespace.inside(|| end_of(address, 9)), ErrorKind::ConnectionReset, "{address}");
@@ -46,6 +46,6 @@ fn localhost_reaches_the_guest() {
         for address in ["127.0.0.1", "::1"] {
             assert_eq!(namespace.inside(|| end_of(address, PORT)), ErrorKind::ConnectionRefused, "{address}");
         }
-        assert_eq!(namespace.listing(), before);
+        same(&namespace.listing(), &before, "at the end");
     });
 }

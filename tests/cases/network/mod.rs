@@ -93,11 +93,10 @@ fn log(id: &str) -> String {
 }
 
 /// What a program sees of its network.
-const REPORT: &str = "busybox ip addr; for n in /sys/class/net/*; do echo ${n##*/} $(cat $n/address $n/mtu $n/tx_queue_len); done; \
-    busybox ip route show table all; busybox ip -6 route show table all; busybox ip rule; busybox ip -6 rule; busybox ip neigh | grep PERMANENT; \
-    cat /proc/net/if_inet6 | sort | cut -d' ' -f1,3-";
+const REPORT: &str = "busybox ip addr; for n in /sys/class/net/*; do echo ${n##*/} $(cat $n/address $n/mtu); done; \
+    busybox ip route show table all; busybox ip -6 route show table all; busybox ip rule; busybox ip -6 rule; busybox ip neigh | grep PERMANENT";
 
-/// Without what is each kernel's own: numbers of interfaces and of peers, queueing disciplines.
+/// Without what is each kernel's own: numbers of interfaces and of peers, queues, and that the guest looks for no duplicates of addresses.
 fn normal(report: &str) -> Vec<String> {
     let line = |line: &str| {
         let mut words: Vec<&str> = line.split_whitespace().collect();
@@ -108,10 +107,12 @@ fn normal(report: &str) -> Vec<String> {
             words.remove(0);
             words[0] = words[0].trim_end_matches(':').split('@').next().unwrap();
         }
-        if let Some(place) = words.iter().position(|word| *word == "qdisc") {
-            words.drain(place..place + 2);
+        for own in ["qdisc", "qlen"] {
+            if let Some(place) = words.iter().position(|word| *word == own) {
+                words.drain(place..place + 2);
+            }
         }
-        words.join(" ")
+        words.join(" ").replace(",M-DOWN", "").replace(" flags 02", "")
     };
     let mut lines: Vec<String> = report.lines().map(line).filter(|line| !line.is_empty()).collect();
     lines.sort();
@@ -122,4 +123,12 @@ fn normal(report: &str) -> Vec<String> {
 fn ping(to: &str) {
     let output = std::process::Command::new("busybox").args(["ping", "-c", "1", "-W", "10", to]).output().unwrap();
     assert!(output.status.success(), "ping {to}: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// The same lines; says which are not in both.
+fn same(now: &[String], before: &[String], when: &str) {
+    let beyond = |some: &[String], others: &[String]| {
+        some.iter().filter(|line| !others.contains(line)).cloned().collect::<Vec<_>>().join("\n")
+    };
+    assert!(now == before, "{when}\nnow:\n{}\nbefore:\n{}", beyond(now, before), beyond(before, now));
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use husk_tests::network::{Namespace, Server, ip, tc};
 use husk_tests::talk;
 
-use super::{GATEWAYS, PORT, bridge_link, case, on_bridge, root, serve, session};
+use super::{GATEWAYS, PORT, bridge_link, case, on_bridge, root, same, serve, session};
 
 #[test]
 fn a_filter_of_the_hosts_holds() {
@@ -41,7 +41,7 @@ fn a_filter_of_the_hosts_holds() {
         assert!(dropped("ingress") > 0);
         assert_eq!(husk.end(), 0);
         // Without what the filters have counted, which a listing has not.
-        assert_eq!(namespace.listing(), before);
+        same(&namespace.listing(), &before, "at the end");
     });
 }
 
