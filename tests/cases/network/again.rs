@@ -77,14 +77,14 @@ fn a_killed_pod_leaves_room_for_the_next() {
         remove_fifos();
 
         // What nobody has taken back (the host's containerd was killed too) is no obstacle: a redirection to a tap that is gone.
-        namespace.ip("link add husk7 type dummy");
         namespace.tc("qdisc add dev eth0 clsact");
+        let before = namespace.listing();
+        namespace.ip("link add husk7 type dummy");
         namespace.tc("filter add dev eth0 ingress prio 65520 matchall action mirred egress redirect dev husk7");
         namespace.ip("link del husk7");
         let mut last = session("killed-4", &root, &namespace);
         talk(&mut last, GATEWAYS[0], 0);
         assert_eq!(last.end(), 0);
-        namespace.tc("qdisc del dev eth0 clsact");
         same(&namespace.listing(), &before, "at the end");
     });
 }

@@ -52,7 +52,9 @@ fn ctr_run_cni_on_a_bridge() {
         let masked = |report: &str, addresses: &[String]| {
             let mut report = report.to_owned();
             for (number, address) in addresses.iter().enumerate() {
-                report = report.replace(address, &format!("ADDRESS{number}"));
+                for end in ["/", " ", "\n"] {
+                    report = report.replace(&format!("{address}{end}"), &format!("ADDRESS{number}{end}"));
+                }
             }
             let line = |line: &String| !["link/ether", "fe80", "eth0 "].iter().any(|word| line.contains(word));
             let lines = normal(&report).into_iter().filter(line);
