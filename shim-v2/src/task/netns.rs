@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::host::process::Child;
 use crate::host::program::Network;
 use crate::network::Devices;
-use crate::network::namespace::{is_own, open_namespace};
+use crate::network::namespace::{is_network, is_own, open_namespace};
 use crate::vm::{Host, Size};
 
 /// Queues at most: a queue is a descriptor of the tap, and half of a message may be descriptors.
@@ -53,6 +53,9 @@ impl Netns {
         }
         let opened = open_namespace(path)
             .map_err(|cause| invalid(format!("cannot open its network namespace {}: {cause}", path.display())))?;
+        if !is_network(opened.as_fd()) {
+            return Err(invalid(format!("{} is no network namespace", path.display())));
+        }
         if is_own(opened.as_fd()).map_err(failed)? {
             return Err(host());
         }

@@ -15,28 +15,28 @@ fn a_filter_of_the_hosts_holds() {
         let namespace = Namespace::new("filter-a");
         let cni = on_bridge(&namespace);
         namespace.tc("qdisc add dev eth0 clsact");
-        // What comes to port 7001, and what leaves for it.
+        // What comes to port 7010, and what leaves for it.
         for place in ["ingress", "egress"] {
-            namespace.tc(&format!("filter add dev eth0 {place} protocol ip prio 10 u32 match ip protocol 6 0xff match ip dport 7001 0xffff action drop"));
+            namespace.tc(&format!("filter add dev eth0 {place} protocol ip prio 10 u32 match ip protocol 6 0xff match ip dport 7010 0xffff action drop"));
         }
         let before = namespace.listing();
         let root = root();
         let mut husk = session("filter-a", &root, &namespace);
-        let _servers = [Server::here(PORT), Server::here(7001)];
+        let _servers = [Server::here(PORT), Server::here(7010)];
         serve(&mut husk);
         let address: IpAddr = cni.addresses()[0].parse().unwrap();
         talk::stream((address, PORT).into(), 1000).unwrap();
         husk.must(&format!("busybox nc -w 5 {} {PORT} </dev/null", GATEWAYS[0]));
-        assert_ne!(husk.ask(&format!("busybox nc -w 5 {} 7001 </dev/null", GATEWAYS[0])).0, 0);
+        assert_ne!(husk.ask(&format!("busybox nc -w 5 {} 7010 </dev/null", GATEWAYS[0])).0, 0);
         let dropped = |place: &str| {
             let said = namespace.tc(&format!("-s filter show dev eth0 {place}"));
             let count = said.split("(dropped ").nth(1).and_then(|rest| rest.split([',', ')']).next());
             count.unwrap_or_else(|| panic!("{said}")).trim().parse::<u32>().unwrap()
         };
         assert!(dropped("egress") > 0);
-        husk.must("probe serve 7001 >/tmp/second 2>&1 &");
+        husk.must("probe serve 7010 >/tmp/second 2>&1 &");
         husk.until("grep -q serving /tmp/second");
-        let refused = std::net::TcpStream::connect_timeout(&(address, 7001).into(), std::time::Duration::from_secs(4));
+        let refused = std::net::TcpStream::connect_timeout(&(address, 7010).into(), std::time::Duration::from_secs(4));
         assert!(refused.is_err());
         assert!(dropped("ingress") > 0);
         assert_eq!(husk.end(), 0);
