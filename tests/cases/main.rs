@@ -28,6 +28,7 @@ mod logging;
 mod long;
 mod many;
 mod nested;
+mod network;
 mod observe;
 mod oci;
 mod process;

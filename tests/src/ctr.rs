@@ -12,6 +12,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Seconds after which a command counts as hung.
 const LIMIT_S: &str = "120";
+/// The same for one that is asked many things.
+const SESSION_LIMIT_S: &str = "400";
 /// Time for a container to start its program.
 const START: Duration = Duration::from_secs(60);
 
@@ -117,13 +119,18 @@ impl Running {
     }
 }
 
+/// The process of a `ctr` with these arguments, its streams in pipes.
+fn spawn(limit_s: &str, args: &[&str]) -> Child {
+    let mut command = Command::new("timeout");
+    command.args(["-k", "5", limit_s, "ctr"]).args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
 /// Starts `ctr` with these arguments.
 #[must_use]
 pub fn start(args: &[&str]) -> Running {
-    let mut command = Command::new("timeout");
-    command.args(["-k", "5", LIMIT_S, "ctr"]).args(args);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut child = spawn(LIMIT_S, args);
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let read = |pipe: &mut dyn Read| {
         let mut bytes = Vec::new();
@@ -196,10 +203,18 @@ impl Run {
     /// Starts it.
     #[must_use]
     pub fn start(&self, command: &[&str]) -> Running {
+        start(&self.arguments(command))
+    }
+
+    /// Starts it for somebody who talks to it.
+    #[must_use]
+    pub fn spawn(&self, command: &[&str]) -> Child {
+        spawn(SESSION_LIMIT_S, &self.arguments(command))
+    }
+
+    fn arguments<'a>(&'a self, command: &[&'a str]) -> Vec<&'a str> {
         let words = self.words.iter().map(String::as_str);
-        let words: Vec<&str> =
-            ["run"].into_iter().chain(words).chain([&*self.root, &*self.id]).chain(command.iter().copied()).collect();
-        start(&words)
+        ["run"].into_iter().chain(words).chain([&*self.root, &*self.id]).chain(command.iter().copied()).collect()
     }
 
     /// Runs it to its end.

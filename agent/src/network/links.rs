@@ -141,9 +141,12 @@ impl Link {
             let body = head(self.index, 0, 0).put(libc::IFLA_ADDRESS, &spec.mac).finish();
             set(socket, body).map_err(|cause| spec.failed("set its MAC", cause))?;
         }
+        // The host's may have no queue (CNI's veths), because it never has to wait. This one has to, for its ring: without a queue the kernel
+        // would throw away what does not fit there, and tell the sender that the network is down.
+        let queue_length = if spec.queue_length == 0 { self.queue_length } else { spec.queue_length };
         let numbers = [
             ("MTU", libc::IFLA_MTU, self.mtu, spec.mtu),
-            ("queue length", libc::IFLA_TXQLEN, self.queue_length, spec.queue_length),
+            ("queue length", libc::IFLA_TXQLEN, self.queue_length, queue_length),
         ];
         for (what, kind, is, wanted) in numbers {
             if is != wanted {

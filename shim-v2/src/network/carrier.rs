@@ -22,9 +22,10 @@ use crate::watched::watch;
 
 /// RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE.
 const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
-/// IFLA_IFNAME, IFLA_MTU, IFLA_AF_SPEC.
+/// IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_AF_SPEC.
 const NAME: u16 = 3;
 const MTU: u16 = 4;
+const QUEUE_LENGTH: u16 = 13;
 const FAMILIES: u16 = 26;
 /// IFLA_INET6_ADDR_GEN_MODE, and of it IN6_ADDR_GEN_MODE_NONE.
 const ADDRESSES: u16 = 8;
@@ -306,6 +307,11 @@ impl Carrier {
         self.set_up(tap_index, interface.mtu).map_err(failed("bring up the tap of"))?;
         redirect::make_place(&mut self.socket, tap_index).map_err(failed("put filters on the tap of"))?;
         let place = redirect::make_place(&mut self.socket, index).map_err(failed("put filters on"))?;
+        if place && interface.queue_length == 0 {
+            // The kernel takes it for a mistake where a queueing discipline comes, and gives the interface a queue (net/sched/sch_api.c).
+            let none = Message::new(kinds::SET_LINK, 0, &link(index, 0)).with_number(QUEUE_LENGTH, 0);
+            self.socket.ask(none).map_err(failed("take back the queue of"))?;
+        }
         self.carried.insert(index, Carried::new(tap_index, place, interface));
         self.name();
         redirect::redirect(&mut self.socket, index, tap_index).map_err(failed("redirect what comes into"))?;
@@ -362,15 +368,15 @@ impl Carrier {
 
     /// Brings a tap up, without an address of its own.
     fn set_up(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
-        let message = Message::new(kinds::SET_LINK, 0, &link(index, UP)).with_number(MTU, mtu);
-        let quiet = message
-            .clone()
+        // By itself, and before: of one message with both, the kernel takes "up" first, and the tap has an address then.
+        let quiet = Message::new(kinds::SET_LINK, 0, &link(index, 0))
             .with_nested(FAMILIES, |families| families.with_nested(INET6, |family| family.with(ADDRESSES, &[NONE])));
         match self.socket.ask(quiet) {
             // A kernel without IPv6.
-            Err(cause) if cause.errno() == Some(libc::EAFNOSUPPORT) => self.socket.ask(message),
-            other => other,
+            Err(cause) if cause.errno() == Some(libc::EAFNOSUPPORT) => {}
+            other => other?,
         }
+        self.socket.ask(Message::new(kinds::SET_LINK, 0, &link(index, UP)).with_number(MTU, mtu))
     }
 
     /// Says what is to be taken back.

@@ -1,7 +1,7 @@
 //! A network namespace that this thread works in for a moment.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use log::error;
@@ -18,6 +18,15 @@ const OWN: &str = "/proc/thread-self/ns/net";
 pub fn open_namespace(path: &Path) -> io::Result<OwnedFd> {
     // A pipe that somebody has put there has nobody to wait for.
     Ok(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Whether it is a network namespace's file, ioctl_ns(2).
+#[must_use]
+pub fn is_network(file: BorrowedFd<'_>) -> bool {
+    /// `_IO(0xb7, 0x3)` of linux/nsfs.h.
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    // SAFETY: takes nothing and returns a number.
+    unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) == libc::CLONE_NEWNET }
 }
 
 /// What names a namespace as long as it lives: its file's device and inode.
@@ -103,5 +112,12 @@ mod tests {
         let (sender, opened) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(open_namespace(&path).is_ok()));
         assert!(opened.recv_timeout(std::time::Duration::from_secs(10)).unwrap());
+    }
+
+    #[test]
+    fn only_a_network_namespace_is_one() {
+        for (path, expected) in [(OWN, true), ("/proc/thread-self/ns/mnt", false), ("/etc/passwd", false)] {
+            assert_eq!(is_network(open_namespace(Path::new(path)).unwrap().as_fd()), expected, "{path}");
+        }
     }
 }

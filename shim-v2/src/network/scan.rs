@@ -181,7 +181,7 @@ impl Link {
     fn left_out(&self) -> Option<&'static str> {
         match self {
             Self { hardware: LOOPBACK, .. } => Some("the guest has its own"),
-            _ if self.kind == "tun" && self.interface.name.starts_with(PREFIX) => Some("it is husk's own"),
+            _ if self.is_own() => Some("it is husk's own"),
             Self { hardware, has_mac, .. } if *hardware != ETHERNET || !has_mac => {
                 Some("it is not an Ethernet interface, and the guest's are")
             }
@@ -190,9 +190,14 @@ impl Link {
         }
     }
 
+    /// A tap of [`super::tap`].
+    fn is_own(&self) -> bool {
+        self.kind == "tun" && self.interface.name.starts_with(PREFIX)
+    }
+
     /// Nobody needs to be told of it: it is in every namespace, or of no use.
     fn is_expected(&self) -> bool {
-        self.hardware == LOOPBACK || self.kind == "tun" || self.interface.flags & UP == 0
+        self.hardware == LOOPBACK || self.is_own() || self.interface.flags & UP == 0
     }
 }
 

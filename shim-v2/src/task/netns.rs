@@ -11,7 +11,7 @@ use super::pod::Pod;
 use crate::config::Config;
 use crate::host::process::Child;
 use crate::host::program::Network;
-use crate::network::namespace::{is_own, open_namespace};
+use crate::network::namespace::{is_network, is_own, open_namespace};
 use crate::network::{Devices, Offer};
 use crate::vm::{Host, Size};
 
@@ -48,7 +48,11 @@ impl Netns {
         if !path.is_absolute() {
             return Err(invalid(format!("the network namespace {} is not an absolute path", path.display())));
         }
-        let opened = open_namespace(path).map_err(failed)?;
+        let opened = open_namespace(path)
+            .map_err(|cause| invalid(format!("cannot open its network namespace {}: {cause}", path.display())))?;
+        if !is_network(opened.as_fd()) {
+            return Err(invalid(format!("{} is no network namespace", path.display())));
+        }
         if is_own(opened.as_fd()).map_err(failed)? {
             return Err(host());
         }

@@ -6,6 +6,10 @@
 //!   husk-test-probe hunt MARK        until MARK is there: what can be had of processes that are not the container's program yet
 //!   husk-test-probe dial PORT...     connections to the host's vsock ports
 //!   husk-test-probe flood COUNT PORT so many of them at once
+//!   husk-test-probe serve PORT       says again what comes by TCP and UDP, also to groups, after a line `serving`
+//!   husk-test-probe talk IP PORT MIB what comes back of a server, and of so many MiB
+//!   husk-test-probe many IP PORT COUNT  so many connections to a server at once
+//!   husk-test-probe whole IP PORT MTU   packets of this length, and no longer ones, go to a server as they are
 //!   husk-test-probe fork             as many processes as there can be
 //!   husk-test-probe eat              as much memory as there is
 
@@ -13,6 +17,7 @@ mod attempts;
 mod calls;
 mod files;
 mod hunt;
+mod network;
 mod process;
 mod sockets;
 mod system;
@@ -64,6 +69,10 @@ fn main() -> ExitCode {
         ["hunt", mark] => hunt::until(mark, &mut report),
         ["dial", ports @ ..] => sockets::dial_each(ports, &mut report),
         ["flood", count, port] => sockets::flood(count, port, &mut report),
+        ["serve", port] => network::serve(port, &mut report),
+        ["talk", address, port, mebibytes] => network::talk(address, port, mebibytes, &mut report),
+        ["many", address, port, count] => network::many(address, port, count, &mut report),
+        ["whole", address, port, mtu] => network::whole(address, port, mtu, &mut report),
         ["fork"] => report.say_or("processes", system::fork_all()),
         ["eat"] => system::eat(),
         _ => {

@@ -1,0 +1,78 @@
+//! What the host has decided about the pod's traffic still holds.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use husk_tests::network::{Namespace, Server, ip, tc};
+use husk_tests::talk;
+
+use super::{GATEWAYS, PORT, bridge_link, case, on_bridge, root, same, serve, session};
+
+#[test]
+fn a_filter_of_the_hosts_holds() {
+    case(|| {
+        let _bridge = bridge_link();
+        let namespace = Namespace::new("filter-a");
+        let cni = on_bridge(&namespace);
+        namespace.tc("qdisc add dev eth0 clsact");
+        // What comes to port 7010, and what leaves for it.
+        for place in ["ingress", "egress"] {
+            namespace.tc(&format!("filter add dev eth0 {place} protocol ip prio 10 u32 match ip protocol 6 0xff match ip dport 7010 0xffff action drop"));
+        }
+        let before = namespace.listing();
+        let root = root();
+        let mut husk = session("filter-a", &root, &namespace);
+        let _servers = [Server::here(PORT), Server::here(7010)];
+        serve(&mut husk);
+        let address: IpAddr = cni.addresses()[0].parse().unwrap();
+        talk::stream((address, PORT).into(), 1000).unwrap();
+        husk.must(&format!("busybox nc -w 5 {} {PORT} </dev/null", GATEWAYS[0]));
+        assert_ne!(husk.ask(&format!("busybox nc -w 5 {} 7010 </dev/null", GATEWAYS[0])).0, 0);
+        let dropped = |place: &str| {
+            let said = namespace.tc(&format!("-s filter show dev eth0 {place}"));
+            let count = said.split("(dropped ").nth(1).and_then(|rest| rest.split([',', ')']).next());
+            count.unwrap_or_else(|| panic!("{said}")).trim().parse::<u32>().unwrap()
+        };
+        assert!(dropped("egress") > 0);
+        husk.must("probe serve 7010 >/tmp/second 2>&1 &");
+        husk.until("grep -q serving /tmp/second");
+        let refused = std::net::TcpStream::connect_timeout(&(address, 7010).into(), std::time::Duration::from_secs(4));
+        assert!(refused.is_err());
+        assert!(dropped("ingress") > 0);
+        assert_eq!(husk.end(), 0);
+        // Without what the filters have counted, which a listing has not.
+        same(&namespace.listing(), &before, "at the end");
+    });
+}
+
+#[test]
+fn a_shaped_link_holds() {
+    case(|| {
+        let _bridge = bridge_link();
+        let namespace = Namespace::new("shaped-a");
+        let cni = on_bridge(&namespace);
+        let peer = ip("-o link show master husktest0");
+        let peer = peer.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned();
+        let root = root();
+        let mut husk = session("shaped-a", &root, &namespace);
+        serve(&mut husk);
+        let address: IpAddr = cni.addresses()[0].parse().unwrap();
+        // 256 KiB each way.
+        let time = || {
+            let begin = Instant::now();
+            talk::stream((address, PORT).into(), 256 << 10).unwrap();
+            begin.elapsed().as_secs_f64()
+        };
+        let free = time();
+        // To the pod; 64 KiB a second.
+        tc(&format!("qdisc add dev {peer} root tbf rate 512kbit burst 16kb latency 400ms"));
+        let to = time();
+        tc(&format!("qdisc del dev {peer} root"));
+        // From the pod, by its own end.
+        namespace.tc("qdisc add dev eth0 root tbf rate 512kbit burst 16kb latency 400ms");
+        let from = time();
+        assert!(to > 3.0 && from > 3.0 && free < 3.0, "free {free} s, shaped to the pod {to} s, from it {from} s");
+        assert_eq!(husk.end(), 0);
+        assert!(namespace.tc("qdisc show dev eth0").contains("tbf"));
+    });
+}
