@@ -227,6 +227,7 @@ mod tests {
             containers: BTreeMap::from([("c1".to_owned(), stub)]),
             socket: "/s".into(),
             cgroup: Some(root.path().into()),
+            network: None,
             ended: false,
         };
         change(&mut state);

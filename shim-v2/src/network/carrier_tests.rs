@@ -20,6 +20,12 @@ use super::super::namespace::open_namespace;
 use super::super::tests::{in_new_namespace, links, make_veth, set_up};
 use super::*;
 
+/// Of a machine with one CPU.
+const OFFER: Offer = {
+    let free = NetRate { bytes: 0, burst_bytes: 0, packets: 0, burst_packets: 0 };
+    Offer { room: 8, queues: 1, sent: free, received: free }
+};
+
 /// What a VMM has of a carrier's: the devices with their taps, and those that it will refuse once.
 #[derive(Default)]
 struct Vmm {
@@ -123,7 +129,7 @@ impl Bed {
         let told = Arc::clone(&named);
         let name = move |interfaces| *told.lock().unwrap() = interfaces;
         let own = open_namespace(Path::new("/proc/thread-self/ns/net")).unwrap();
-        let carrier = Carrier::open(own.as_fd(), Arc::new(machine), 8, 1, Box::new(name)).unwrap();
+        let carrier = Carrier::open(own.as_fd(), Arc::new(machine), OFFER, Box::new(name)).unwrap();
         Self { carrier, vmm, named, pod }
     }
 
@@ -251,7 +257,7 @@ fn the_end_does_not_wait_for_an_agent_that_hangs() {
         let vmm = Arc::new(Vmm::default());
         tokio::spawn(Arc::clone(&vmm).run(theirs));
         let own = open_namespace(Path::new("/proc/thread-self/ns/net")).unwrap();
-        let devices = Devices::add(own, None, Arc::new(machine), 8, 1, |_| ()).await.unwrap();
+        let devices = Devices::add(own, None, Arc::new(machine), OFFER, |_| ()).await.unwrap();
         let (agent, _server, hangs) = guest().await;
         let network = Arc::new(devices.follow(agent).await.unwrap());
         network.settle().await.unwrap();
