@@ -1,4 +1,4 @@
-//! What the end-to-end tests are made of: containers by `ctr` ([`ctr`]), the command `husk` ([`husk`]), roots for them ([`rootfs`]), terminals
+//! What the end-to-end tests are made of: containers by `ctr` ([`ctr`]), the command `husk` ([`husk`]), roots for them ([`rootfs`], [`debian`]), terminals
 //! ([`pty`]), and the check that
 //! a container leaves nothing on its host ([`host`]). Containers that are asked many things ([`session`]), networks of the host's ([`network`]) and
 //! what goes over them ([`talk`]). All of it runs as root in the test bed, beside a real containerd.
@@ -9,6 +9,7 @@ pub mod aside;
 pub mod compare;
 pub mod compatibility;
 pub mod ctr;
+pub mod debian;
 pub mod documents;
 pub mod host;
 pub mod husk;

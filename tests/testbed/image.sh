@@ -8,7 +8,9 @@ here=$(dirname "$(readlink -f "$0")")
 . "$here/common.sh"
 die() { say "error: $*"; exit 1; }
 
-packages=(containerd runc containernetworking-plugins iproute2 kmod busybox-static linux-image-cloud-amd64 iptables procps e2fsprogs strace ca-certificates)
+packages=(containerd runc containernetworking-plugins iproute2 kmod busybox-static linux-image-cloud-amd64 iptables procps e2fsprogs strace ca-certificates
+  # For the cases of the network.
+  apt dnsmasq-base iperf3 nginx)
 key=$(cat "$here/image.sh" | sha256sum | cut -c1-16)
 dir=$cache/$key
 if [ -e "$dir/root.img" ]; then echo "$dir"; exit 0; fi

@@ -6,6 +6,7 @@ mod follow;
 mod kinds;
 mod localhost;
 mod rules;
+mod services;
 mod traffic;
 
 use std::fs;
