@@ -14,6 +14,7 @@ mod pace;
 mod redirect;
 mod scan;
 mod tap;
+pub mod trial;
 mod way;
 
 use std::io;
