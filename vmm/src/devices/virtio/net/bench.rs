@@ -279,7 +279,15 @@ pub struct Bench {
 
 pub fn net() -> control::Net {
     let rate = control::NetRate::default();
-    control::Net { name: "eth0".to_owned(), mac: MAC, max_mtu: 1500, carrier: true, sent: rate, received: rate }
+    control::Net {
+        name: "eth0".to_owned(),
+        mac: MAC,
+        max_mtu: 1500,
+        carrier: true,
+        sent: rate,
+        received: rate,
+        vhost: false,
+    }
 }
 
 impl Bench {
