@@ -199,6 +199,12 @@ impl Pair {
         &self.errors
     }
 
+    /// Where the queues are.
+    #[cfg(test)]
+    pub(super) fn states(&self) -> [QueueState; 2] {
+        self.queues.each_ref().map(Queue::state)
+    }
+
     /// Lets the kernel serve the queues.
     ///
     /// # Errors
@@ -206,6 +212,8 @@ impl Pair {
     pub(super) fn start(&mut self, backend: &Backend, tap: &Tap) -> Result<(), VhostError> {
         let rings = || self.queues.iter().zip(&self.errors).enumerate();
         for (ring, (queue, error)) in rings() {
+            // What was said before is over.
+            let _ = error.read();
             backend.set_ring(ring, queue, error)?;
         }
         for (ring, (queue, _)) in rings() {
@@ -243,6 +251,9 @@ impl Pair {
     }
 
     /// Stops it for its state to be saved: it goes on by itself with the next round of the event loop.
+    ///
+    /// # Errors
+    /// As [`Pair::stop`].
     pub(super) fn pause(&mut self, backend: &Backend) -> Result<(), QueueError> {
         if self.work == Work::Yes {
             self.stop(backend)?;
