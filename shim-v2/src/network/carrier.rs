@@ -1,7 +1,7 @@
 //! Carries the interfaces of a namespace: what is made for each of them, and what the guest is told.
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use husk_protocol::agent::{self, SetNetworkRequest};
@@ -16,6 +16,7 @@ use super::namespace::Namespace;
 use super::redirect;
 use super::scan::{Interface, Scan, UP};
 use super::tap::Tap;
+use super::vhost;
 use crate::config;
 use crate::vm::{AgentClient, Machine};
 use crate::watched::watch;
@@ -46,6 +47,8 @@ pub struct Offer {
     pub room: u8,
     /// Pairs of queues of each.
     pub queues: u16,
+    /// The host's kernel is to move the packets.
+    pub vhost: bool,
     /// What each may send.
     pub sent: NetRate,
     /// What each gets.
@@ -53,7 +56,7 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// What the configuration says, for a machine with this many CPUs.
+    /// What the configuration says, for a machine with this many CPUs. Where two keys exclude each other, a line in the log says which one holds.
     #[must_use]
     pub fn of(config: &config::Network, cpus: u8) -> Self {
         // The burst is the VMM's own.
@@ -62,12 +65,14 @@ impl Offer {
             packets: packets.into(),
             ..NetRate::default()
         };
-        Self {
-            room: config.interfaces,
-            queues: u16::from(cpus).min(MOST_QUEUES),
-            sent: rate(config.sent_kib_s, config.sent_packets_s),
-            received: rate(config.received_kib_s, config.received_packets_s),
+        let sent = rate(config.sent_kib_s, config.sent_packets_s);
+        let received = rate(config.received_kib_s, config.received_packets_s);
+        let free = [sent, received] == [NetRate::default(); 2];
+        if config.vhost && !free {
+            warn!(stage = "network"; "network.vhost is set, and so is a limit of what interfaces send or get, which vhost-net does not know: the VMM moves the packets");
         }
+        let (room, queues) = (config.interfaces, u16::from(cpus).min(MOST_QUEUES));
+        Self { room, queues, vhost: config.vhost && free, sent, received }
     }
 }
 
@@ -316,6 +321,7 @@ impl Carrier {
         self.name();
         redirect::redirect(&mut self.socket, index, tap_index).map_err(failed("redirect what comes into"))?;
         redirect::redirect(&mut self.socket, tap_index, index).map_err(failed("redirect what is to leave by"))?;
+        let kernel = self.vhost();
         let net = Net {
             name: device(index),
             mac: interface.mac,
@@ -323,12 +329,26 @@ impl Carrier {
             carrier: interface.carrier,
             sent: self.offer.sent,
             received: self.offer.received,
+            vhost: !kernel.is_empty(),
         };
         // Before the answer: nobody may wait for that to its end.
         self.carried.entry(index).and_modify(|carried| carried.asked = true);
-        let window = self.machine.add_net(net, &tap.queues).await?;
+        let descriptors: Vec<BorrowedFd<'_>> = tap.queues.iter().chain(&kernel).map(AsFd::as_fd).collect();
+        let window = self.machine.add_net(net, &descriptors).await?;
         self.carried.entry(index).and_modify(|carried| carried.window = Some(window));
         Ok(())
+    }
+
+    /// The kernel's ends of a device's queues; none: the VMM moves the packets. Where the host has no vhost-net, that is said once.
+    fn vhost(&mut self) -> Vec<OwnedFd> {
+        if !self.offer.vhost {
+            return Vec::new();
+        }
+        vhost::open(self.offer.queues).unwrap_or_else(|cause| {
+            self.offer.vhost = false;
+            warn!(stage = "network"; "network.vhost is set, and {} cannot be opened: {cause}; the VMM moves the packets (the kernel's module is vhost_net)", vhost::DEVICE);
+            Vec::new()
+        })
     }
 
     /// What has changed of an interface that the guest has. What cannot be followed is said once: the pod lives, and the interface may

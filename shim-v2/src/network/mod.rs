@@ -11,6 +11,7 @@ pub mod namespace;
 mod redirect;
 mod scan;
 mod tap;
+mod vhost;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

