@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::{Discriminant, discriminant};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use husk_protocol::agent::{self, SetNetworkRequest};
-use husk_protocol::control::{Net, NetRate};
+use husk_protocol::control::Net;
 use husk_protocol::netlink::{NetlinkError, Socket, kinds};
 use log::{info, warn};
 use tokio::io::Interest;
@@ -17,12 +17,12 @@ use tokio::io::unix::AsyncFd;
 
 use super::left::Trace;
 use super::namespace::Namespace;
+use super::offer::Offer;
 use super::pace::Pace;
 use super::scan::{Interface, Scan};
 use super::tap::Tap;
 use super::way::{self, Stand};
 use super::{NetworkError, links, redirect};
-use crate::config;
 use crate::vm::{AgentClient, Machine};
 use crate::watched::watch;
 
@@ -30,42 +30,8 @@ use crate::watched::watch;
 const GROUPS: [u32; 9] = [1, 3, 4, 5, 7, 8, 9, 11, 19];
 /// The loopback's number, in every namespace.
 const LOOPBACK: u32 = 1;
-/// Pairs of queues at most: the VMM's.
-const MOST_QUEUES: u16 = 4;
 /// The largest MTU that a guest may set: the kernel's (ETH_MAX_MTU).
 const MAX_MTU: u16 = u16::MAX;
-
-/// What a machine has for the interfaces of its pod.
-#[derive(Debug, Clone, Copy)]
-pub struct Offer {
-    /// Devices at most.
-    pub room: u8,
-    /// Pairs of queues of each.
-    pub queues: u16,
-    /// What each may send.
-    pub sent: NetRate,
-    /// What each gets.
-    pub received: NetRate,
-}
-
-impl Offer {
-    /// What the configuration says, for a machine with this many CPUs.
-    #[must_use]
-    pub fn of(config: &config::Network, cpus: u8) -> Self {
-        // The burst is the VMM's own.
-        let rate = |kib: u32, packets: u32| NetRate {
-            bytes: u64::from(kib) * 1024,
-            packets: packets.into(),
-            ..NetRate::default()
-        };
-        Self {
-            room: config.interfaces,
-            queues: u16::from(cpus).min(MOST_QUEUES),
-            sent: rate(config.sent_kib_s, config.sent_packets_s),
-            received: rate(config.received_kib_s, config.received_packets_s),
-        }
-    }
-}
 
 /// Looks at most, where interfaces go away while they are being carried.
 const LOOKS: usize = 16;
@@ -419,6 +385,7 @@ impl Carrier {
         let number = links::number_of(&mut self.socket, &tap.name).map_err(interface.failed("find the tap of"))?;
         links::bring_tap_up(&mut self.socket, number, mtu).map_err(interface.failed("bring up the tap of"))?;
         self.lay(interface, number)?;
+        let kernel = self.offer.vhost_descriptors();
         let net = Net {
             name: device(index),
             mac: interface.mac,
@@ -426,10 +393,12 @@ impl Carrier {
             carrier,
             sent: self.offer.sent,
             received: self.offer.received,
+            vhost: !kernel.is_empty(),
         };
         // Before the answer: nobody may wait for that to its end.
         self.carried.entry(index).and_modify(|carried| carried.asked = true);
-        let window = self.machine.add_net(net, &tap.queues).await?;
+        let descriptors: Vec<BorrowedFd<'_>> = tap.queues.iter().chain(&kernel).map(AsFd::as_fd).collect();
+        let window = self.machine.add_net(net, &descriptors).await?;
         self.carried.entry(index).and_modify(|carried| carried.window = Some(window));
         Ok(())
     }

@@ -8,18 +8,18 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use husk_protocol::agent::{Agent, SetNetworkResponse, create_agent};
 use husk_protocol::control::{
-    Envelope, Failure, Message as FromVmm, Reply, Request, Socket as ControlSocket, SocketError,
+    Envelope, Failure, Message as FromVmm, NetRate, Reply, Request, Socket as ControlSocket, SocketError,
 };
 use husk_protocol::netlink::{Message, flags};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
-use super::super::Devices;
 use super::super::namespace::open_namespace;
 use super::super::redirect::tests::redirects;
 use super::super::scan::UP;
 use super::super::tests::{in_new_namespace, links as all_links, make_veth, make_veth_at, set_up};
+use super::super::{Devices, vhost};
 use super::*;
 
 /// IFLA_IFNAME, IFLA_MTU.
@@ -29,13 +29,15 @@ const MTU: u16 = 4;
 /// Of a machine with one CPU.
 const OFFER: Offer = {
     let free = NetRate { bytes: 0, burst_bytes: 0, packets: 0, burst_packets: 0 };
-    Offer { room: 8, queues: 1, sent: free, received: free }
+    Offer { room: 8, queues: 1, vhost: false, sent: free, received: free }
 };
 
 /// What a VMM has of a carrier's: the devices with their taps, and those that it will refuse once.
 #[derive(Default)]
 struct Vmm {
     devices: Mutex<BTreeMap<String, Vec<OwnedFd>>>,
+    /// Those whose packets the kernel is to move.
+    vhost: Mutex<Vec<String>>,
     refuses: Mutex<Vec<String>>,
     /// An interface that goes away with the next refusal.
     goes: Mutex<Option<u32>>,
@@ -74,6 +76,9 @@ impl Vmm {
                         }
                         Err(Failure { message: "not now".into() })
                     } else {
+                        if net.vhost {
+                            self.vhost.lock().unwrap().push(net.name.clone());
+                        }
                         self.devices.lock().unwrap().insert(net.name, received.descriptors);
                         Ok(Reply::Net { window: self.windows.fetch_add(1, Ordering::SeqCst) })
                     }
@@ -216,6 +221,22 @@ fn its_end_takes_back_all_though_the_tap_is_still_there() {
         assert!(bed.named.lock().unwrap().contains(&Trace { interface: bed.pod, place: true, tap }));
         bed.carrier.end().await;
         assert!(!bed.vmm.has(bed.pod));
+        assert!(bed.is_clean(socket));
+    });
+}
+
+#[test]
+fn the_kernel_moves_the_packets_where_it_can() {
+    in_bed(async |socket| {
+        let mut bed = Bed::new(socket);
+        let here = vhost::open(1).is_ok();
+        bed.carrier.offer = Offer { vhost: true, queues: 2, ..OFFER };
+        bed.carrier.look().await.unwrap();
+        let descriptors = bed.vmm.devices.lock().unwrap()[&device(bed.pod)].len();
+        let asked = bed.vmm.vhost.lock().unwrap().contains(&device(bed.pod));
+        // Where it is not to be had, nobody asks for it again.
+        assert_eq!((descriptors, asked, bed.carrier.offer.vhost), (if here { 4 } else { 2 }, here, here));
+        bed.carrier.end().await;
         assert!(bed.is_clean(socket));
     });
 }

@@ -10,11 +10,13 @@ mod left;
 mod links;
 pub mod localhost;
 pub mod namespace;
+mod offer;
 mod pace;
 mod redirect;
 mod scan;
 mod tap;
 pub mod trial;
+mod vhost;
 mod way;
 
 use std::io;
@@ -28,11 +30,11 @@ use log::warn;
 use tokio::sync::{mpsc, oneshot};
 
 use self::carrier::Carrier;
-pub use self::carrier::Offer;
 pub use self::left::Left;
 use self::left::Trace;
 use self::localhost::{Guest, Localhost};
 use self::namespace::identity;
+pub use self::offer::Offer;
 use crate::config::limits;
 use crate::vm::{AgentClient, AgentError, ControlError, Machine};
 

@@ -7,6 +7,7 @@ mod kinds;
 mod localhost;
 mod rules;
 mod traffic;
+mod vhost;
 
 use std::fs;
 use std::net::IpAddr;
