@@ -64,9 +64,9 @@ fn streams_and_datagrams_go_both_ways() {
         // It is followed as any other.
         namespace.ip("link set eth0 mtu 1400");
         husk.until("[ $(cat /sys/class/net/eth0/mtu) = 1400 ]");
-        talk(&mut husk, GATEWAYS[0], 1);
         namespace.ip("link set eth0 mtu 1500");
         husk.until("[ $(cat /sys/class/net/eth0/mtu) = 1500 ]");
+        talk(&mut husk, GATEWAYS[0], 1);
         assert_eq!(husk.end(), 0);
         same(&namespace.listing(), &before, "at the end");
     });
