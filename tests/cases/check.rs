@@ -46,7 +46,11 @@ fn check_passes_on_a_good_host() {
         assert_eq!(json(&output)["able"], true);
         let points = points(&output);
         let state = |name: &str| points.iter().find(|point| point["name"] == name).unwrap()["state"].clone();
-        for name in ["kvm.guest", "kvm.capabilities", "cgroup", "husk.files", "husk.shim", "containerd.running"] {
+        let network = ["network.tap", "network.redirect", "network.localhost"];
+        for name in ["kvm.guest", "kvm.capabilities", "cgroup", "husk.files", "husk.shim", "containerd.running"]
+            .into_iter()
+            .chain(network)
+        {
             assert_eq!(state(name), "ok", "{name}");
         }
         assert_eq!(state("containerd.runtime"), "note");
@@ -82,6 +86,33 @@ fn check_names_a_kvm_that_is_none() {
     // A character device that is something else: KVM_GET_API_VERSION fails on it.
     std::os::unix::fs::symlink("/dev/null", "/dev/kvm").unwrap();
     unable("kvm.capabilities", &["version -1"]);
+}
+
+/// husk says that it is able, with this warning alone.
+fn warned(name: &str, words: &[&str]) {
+    let output = husk(&["check", "--json"]);
+    let points = points(&output);
+    let warnings: Vec<&Value> = points.iter().filter(|point| point["state"] == "warning").collect();
+    let names: Vec<&str> = warnings.iter().map(|point| point["name"].as_str().unwrap()).collect();
+    assert_eq!((output.status, json(&output)["able"].as_bool(), names), (0, Some(true), vec![name]), "{warnings:?}");
+    let what = warnings[0]["what"].as_str().unwrap();
+    for word in words {
+        assert!(what.contains(word), "{word:?} is not in: {what}");
+    }
+    assert!(warnings[0]["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{warnings:?}");
+}
+
+#[test]
+fn check_warns_of_a_missing_tun() {
+    let _aside = Aside::move_away("/dev/net/tun");
+    warned("network.tap", &["/dev/net/tun: No such file or directory", "only pods without network interfaces run"]);
+}
+
+#[test]
+fn check_warns_of_a_tun_that_is_none() {
+    let _aside = Aside::move_away("/dev/net/tun");
+    std::os::unix::fs::symlink("/dev/null", "/dev/net/tun").unwrap();
+    warned("network.tap", &["Inappropriate ioctl for device"]);
 }
 
 #[test]

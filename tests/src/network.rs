@@ -56,6 +56,11 @@ pub fn prepare() {
         // What a tunnel's and a filter's modules leave: interfaces of their own in every namespace, from then on.
         let modules = ["macvlan", "ipvlan", "8021q", "sch_tbf", "cls_matchall", "act_gact", "dummy"];
         must(Command::new("modprobe").arg("-a").args(modules));
+        // Where containerd's own `ctr`, other than Debian's, looks for the plugins.
+        std::fs::create_dir_all("/opt/cni").unwrap();
+        if let Err(cause) = std::os::unix::fs::symlink(PLUGINS, "/opt/cni/bin") {
+            assert_eq!(cause.kind(), std::io::ErrorKind::AlreadyExists, "/opt/cni/bin: {cause}");
+        }
     });
 }
 

@@ -283,12 +283,12 @@ impl Machine {
         Ok(self.fs.limit_share(share)?)
     }
 
-    /// Adds a network device on `taps`, one for each pair of queues; returns its window's number.
+    /// Adds a network device, with the descriptors of [`husk_protocol::control::Request::AddNet`]; returns its window's number.
     ///
     /// # Errors
     /// The name is taken, no window is left, or a descriptor is not such a tap's.
-    pub fn add_net(&mut self, net: &Net, taps: Vec<OwnedFd>) -> Result<u32, MachineError> {
-        Ok(self.nets.add(&self.vm, net, taps)?)
+    pub fn add_net(&mut self, net: &Net, descriptors: Vec<OwnedFd>) -> Result<u32, MachineError> {
+        Ok(self.nets.add(&self.vm, net, descriptors)?)
     }
 
     /// Tells the guest whether a network device has a carrier.

@@ -81,11 +81,11 @@ impl Nets {
         Self { wires, places, bus, memory, devices: BTreeMap::new() }
     }
 
-    /// Adds a device on `taps`, one for each pair of queues; returns its window's number.
+    /// Adds a device, with the descriptors of [`control::Request::AddNet`]; returns its window's number.
     ///
     /// # Errors
     /// See [`NetsError`]; the window is free then.
-    pub fn add(&mut self, vm: &VmFd, net: &control::Net, taps: Vec<OwnedFd>) -> Result<u32, NetsError> {
+    pub fn add(&mut self, vm: &VmFd, net: &control::Net, descriptors: Vec<OwnedFd>) -> Result<u32, NetsError> {
         let name = || net.name.clone();
         if self.devices.contains_key(&net.name) {
             return Err(NetsError::Taken(name()));
@@ -94,7 +94,8 @@ impl Nets {
         let place = self.places.iter().find(free).cloned();
         let place = place.ok_or_else(|| NetsError::Full { name: name(), windows: self.places.len() })?;
         let host = |cause| NetsError::Host { name: name(), cause };
-        let (handle, identity) = Net::spawn(net, taps).map_err(|cause| NetsError::Device { name: name(), cause })?;
+        let (handle, identity) =
+            Net::spawn(net, descriptors).map_err(|cause| NetsError::Device { name: name(), cause })?;
         let line = EventFd::new(EFD_NONBLOCK).map_err(host)?;
         let transport =
             Transport::new("net", identity, Arc::clone(&self.memory), handle.mailbox(), place.window.clone(), line);

@@ -53,7 +53,15 @@ fn bench() -> Option<Bench> {
 
 fn net(name: &str) -> control::Net {
     let rate = NetRate::default();
-    control::Net { name: name.to_owned(), mac: [2; 6], max_mtu: 1500, carrier: true, sent: rate, received: rate }
+    control::Net {
+        name: name.to_owned(),
+        mac: [2; 6],
+        max_mtu: 1500,
+        carrier: true,
+        sent: rate,
+        received: rate,
+        vhost: false,
+    }
 }
 
 impl Bench {

@@ -253,7 +253,7 @@ fn pauses_and_goes_on() {
 
 fn net(name: &str) -> Net {
     let rate = NetRate::default();
-    Net { name: name.to_owned(), mac: [2; 6], max_mtu: 1500, carrier: true, sent: rate, received: rate }
+    Net { name: name.to_owned(), mac: [2; 6], max_mtu: 1500, carrier: true, sent: rate, received: rate, vhost: false }
 }
 
 /// A tap that is gone with its descriptor.

@@ -4,6 +4,7 @@
 //! the guest's, `reconcile.rs` plays them ([`husk_protocol::netlink`] is the socket). Only what an earlier call has made is taken away: what
 //! containers make themselves stays. What stands already is not made again, and nobody is told of a change then.
 
+mod channels;
 pub mod devices;
 mod links;
 mod reconcile;
@@ -11,6 +12,7 @@ mod translate;
 
 use husk_protocol::agent::SetNetworkRequest;
 use husk_protocol::netlink::{Malformed, NetlinkError, Socket};
+use log::warn;
 
 use self::devices::Devices;
 use self::links::{Link, Spec};
@@ -183,6 +185,15 @@ impl Network {
         Ok(warnings.into_list())
     }
 
+    /// More CPUs are online: the interfaces use more of their queues.
+    pub fn has_more_cpus(&self) {
+        for known in &self.interfaces {
+            if let Err(cause) = channels::use_all(known.guest) {
+                warn!("the interface {} of the guest does not use all of its queues: {cause}", known.guest);
+            }
+        }
+    }
+
     /// Takes away interfaces that are not among `specs`, or are the device of another one there.
     async fn release<D: Devices>(&mut self, specs: &[Spec], devices: &D, warnings: &mut Warnings) {
         let mut stay = Vec::with_capacity(self.interfaces.len());
@@ -225,6 +236,11 @@ impl Network {
         links::name_all(socket, &mut links, specs)?;
         for ((known, link), spec) in self.interfaces.iter_mut().zip(&links).zip(specs) {
             link.shape(socket, spec, !known.made, warnings)?;
+            if !known.made
+                && let Err(cause) = channels::use_all(known.guest)
+            {
+                warnings.add(format!("{}: it does not use all of its queues: {cause}", spec.name));
+            }
             known.made = true;
         }
         Ok(())

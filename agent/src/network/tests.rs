@@ -1,6 +1,6 @@
 //! A namespace as CNI plugins and administrators make it, and another that follows it.
 
-mod host;
+pub mod host;
 
 use std::time::Duration;
 

@@ -50,7 +50,7 @@ pub struct Service<D> {
     /// The shares are mounted with the first container.
     shares: Mutex<bool>,
     /// One call at a time: each compares with what the one before has made.
-    network: tokio::sync::Mutex<Network>,
+    network: Arc<tokio::sync::Mutex<Network>>,
 }
 
 /// Serves the shim on `connection` until the guest ends.
@@ -81,7 +81,7 @@ impl<D: Dial> Service<D> {
             sandbox: OnceLock::new(),
             containers: Mutex::default(),
             shares: Mutex::default(),
-            network: tokio::sync::Mutex::default(),
+            network: Arc::default(),
         }
     }
 
@@ -107,7 +107,11 @@ impl<D: Dial> Service<D> {
             tokio::spawn(logger::send_to(stream));
         }
         if request.online_cpus > 1 {
-            tokio::spawn(bring_cpus_up(request.online_cpus, self.reaper.clone()));
+            let (count, reaper, network) = (request.online_cpus, self.reaper.clone(), Arc::clone(&self.network));
+            tokio::spawn(async move {
+                bring_cpus_up(count, reaper).await;
+                network.lock().await.has_more_cpus();
+            });
         }
         info!("sandbox {} is ready", request.sandbox_id);
         Ok(())

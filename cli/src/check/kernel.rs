@@ -9,11 +9,8 @@ use rustix::mount::{FsOpenFlags, OpenTreeFlags, fsopen, open_tree};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::Point;
+use super::{AS_ROOT, Point};
 use crate::host::Host;
-
-/// What only root may try.
-const AS_ROOT: &str = "try again as root: sudo husk check";
 
 /// What was tried, and the kernel's answer.
 type Attempt = Result<(), Errno>;

@@ -5,6 +5,7 @@ mod files;
 mod guest;
 mod kernel;
 mod kvm;
+mod network;
 mod registration;
 
 use std::process::ExitCode;
@@ -18,6 +19,9 @@ use crate::terminal::{escaped, wants_colour, width, wrapped};
 const PROBE: &str = "--probe-kvm";
 /// What stands before a point's text: its state and its name.
 const INDENT: usize = 28;
+
+/// What only root may try.
+const AS_ROOT: &str = "try again as root: sudo husk check";
 
 /// What may be asked.
 #[derive(clap::Args)]
@@ -157,6 +161,7 @@ fn points(host: &Host) -> Vec<Point> {
         kvm::points(host),
         vec![kernel::virtualisation(host), kernel::cgroup(host)],
         kernel::system_calls(),
+        network::points(),
         vec![files::run_space(host), shim],
         files,
         vec![files::configuration(host)],

@@ -53,7 +53,7 @@ pub enum Request {
     LimitShare(LimitedShare),
     /// Adds a network device at a register window that the machine has kept for one. Answered by [`Reply::Net`]; the guest's
     /// kernel looks at the window when the agent binds it to its driver. Descriptors: one of the tap's per pair of queues, non-blocking,
-    /// with IFF_NO_PI and IFF_VNET_HDR.
+    /// with IFF_NO_PI and IFF_VNET_HDR; behind them, with [`Net::vhost`], as many of `/dev/vhost-net`.
     AddNet(Net),
     /// Tells the guest whether the device's interface has a carrier.
     SetCarrier {
@@ -108,6 +108,8 @@ pub struct Net {
     pub sent: NetRate,
     /// What the guest gets, at most.
     pub received: NetRate,
+    /// The host's kernel moves the packets (vhost-net), which knows no rates: there are none then.
+    pub vhost: bool,
 }
 
 /// How much of the network, at most.
@@ -270,7 +272,7 @@ pub struct Metrics {
     pub net: std::collections::BTreeMap<String, NetCounters>,
 }
 
-/// Counters of a network device.
+/// Counters of a network device. Packets that the host's kernel moves ([`Net::vhost`]) are not among them: the tap counts those.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetCounters {
     /// Packets that the guest has sent.

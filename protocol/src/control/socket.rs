@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 
 /// Longest message in bytes: bounds what one side makes the other allocate.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// Most descriptors with one message: `Create` carries four.
-pub const MAX_DESCRIPTORS: usize = 4;
+/// Most descriptors with one message: `AddNet` carries two for each of at most four pairs of queues.
+pub const MAX_DESCRIPTORS: usize = 8;
 
 /// What can go wrong on the control socket.
 #[derive(Debug, thiserror::Error)]
@@ -203,11 +203,11 @@ mod tests {
         assert!(matches!(a.send(&long, &[]), Err(SocketError::TooLong)));
         let fds = vec![a.as_fd(); MAX_DESCRIPTORS + 1];
         assert!(matches!(a.send(&1, &fds), Err(SocketError::TooManyDescriptors)));
-        // A sender that ignores the bound: six descriptors in one message.
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(6))];
+        // A sender that ignores the bound: two more descriptors in one message.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let six = [a.as_fd(); 6];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&six)));
+        let more = [a.as_fd(); MAX_DESCRIPTORS + 2];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&more)));
         rustix::net::sendmsg(&a, &[IoSlice::new(b"1")], &mut control, SendFlags::empty()).unwrap();
         assert!(matches!(b.receive::<u32>(), Err(SocketError::TooManyDescriptors)));
         // A message longer than the receiver's buffer.

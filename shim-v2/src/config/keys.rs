@@ -56,6 +56,7 @@ macro_rules! literal {
 }
 
 literal! {
+    bool: value => value.to_string(),
     u8: value => value.to_string(),
     u32: value => value.to_string(),
     // Rust's escapes of what may be in a default are TOML's.
@@ -157,6 +158,10 @@ sections! {
         received_kib_s: u32 = 0_u32, "0 to 4294967295", |_| true;
         /// The same in packets.
         received_packets_s: u32 = 0_u32, "0 to 4294967295", |_| true;
+        /// The host's kernel moves the pod's packets (vhost-net) instead of the VMM. It then reads the guest's rings itself, so a hostile guest
+        /// has more of it to attack; packets are not counted, and there are no rates. Only where /dev/vhost-net can be opened and none of the
+        /// four limits above is set: else one warning says why not, and the VMM moves the packets.
+        vhost: bool = false, "true or false", |_| true;
         /// Connections to localhost of the pod's network namespace that the guest serves at once, and flows of datagrams as well; others
         /// are reset. Fewer where the shim may have less than ten times as many files open. 0: localhost does not reach the guest.
         localhost_connections: u32 = 256_u32, "0 to 400", |value| *value <= 400;

@@ -74,19 +74,16 @@ impl State {
     /// Ends the pod's cgroup, and the processes that are not in it, and takes back what is in its network namespace.
     ///
     /// # Errors
-    /// Something in the cgroup does not die, or the kernel refuses.
+    /// Something in the cgroup does not die, or the kernel refuses: the first error, after all was tried.
     pub fn end(&self) -> Result<(), EndError> {
-        if let Some(path) = &self.cgroup {
-            cgroup::remove(path)?;
-        }
+        let cgroup = self.cgroup.as_deref().map_or(Ok(()), cgroup::remove);
         for process in &self.processes {
             process.kill(KILL_MS);
         }
-        // Its taps are gone with the VMM.
-        if let Some(left) = &self.network {
-            left.take_back()?;
-        }
-        Ok(())
+        // Also where a VMM hangs in the kernel and keeps the taps: the namespace's next pod must find it free.
+        let network = self.network.as_ref().map_or(Ok(()), Left::take_back);
+        cgroup?;
+        Ok(network?)
     }
 
     /// Reads the file; none if there is none.
@@ -141,7 +138,12 @@ mod tests {
             containers: BTreeMap::from([("c1".to_owned(), Identity { pid: 3, started: 4 })]),
             socket: "/run/s".into(),
             cgroup: Some("/sys/fs/cgroup/default/husk-c1".into()),
-            network: Some(Left { path: "/run/netns/a".into(), identity: (4, 5), interfaces: vec![(2, true)] }),
+            network: Some(Left {
+                path: "/run/netns/a".into(),
+                identity: (4, 5),
+                interfaces: vec![(2, true)],
+                taps: BTreeMap::from([(2, 7)]),
+            }),
             ended: true,
         };
         state.write(&directory).unwrap();

@@ -1,86 +1,48 @@
 //! Carries the interfaces of a namespace: what is made for each of them, and what the guest is told.
+//!
+//! What somebody takes away of it is made again, at a bounded rate ([`Pace`]). At first all has to be carried; later what can be.
 
-use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::{Discriminant, discriminant};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use husk_protocol::agent::{self, SetNetworkRequest};
-use husk_protocol::control::{Net, NetRate};
-use husk_protocol::netlink::{Message, NetlinkError, Socket, kinds, text};
+use husk_protocol::control::Net;
+use husk_protocol::netlink::{NetlinkError, Socket, kinds};
 use log::{info, warn};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::NetworkError;
+use super::left::Trace;
 use super::namespace::Namespace;
-use super::redirect;
-use super::scan::{Interface, Scan, UP};
+use super::offer::Offer;
+use super::pace::Pace;
+use super::scan::{Interface, Scan};
 use super::tap::Tap;
-use crate::config;
+use super::way::{self, Stand};
+use super::{NetworkError, links, redirect};
 use crate::vm::{AgentClient, Machine};
 use crate::watched::watch;
 
-/// RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE.
-const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
-/// IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN, IFLA_AF_SPEC.
-const NAME: u16 = 3;
-const MTU: u16 = 4;
-const QUEUE_LENGTH: u16 = 13;
-const FAMILIES: u16 = 26;
-/// IFLA_INET6_ADDR_GEN_MODE, and of it IN6_ADDR_GEN_MODE_NONE.
-const ADDRESSES: u16 = 8;
-const NONE: u8 = 1;
-/// AF_INET6.
-const INET6: u16 = 10;
+/// RTNLGRP_LINK, _NEIGH, _TC, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE.
+const GROUPS: [u32; 9] = [1, 3, 4, 5, 7, 8, 9, 11, 19];
 /// The loopback's number, in every namespace.
 const LOOPBACK: u32 = 1;
-/// Pairs of queues at most: the VMM's.
-const MOST_QUEUES: u16 = 4;
 /// The largest MTU that a guest may set: the kernel's (ETH_MAX_MTU).
 const MAX_MTU: u16 = u16::MAX;
-
-/// What a machine has for the interfaces of its pod.
-#[derive(Debug, Clone, Copy)]
-pub struct Offer {
-    /// Devices at most.
-    pub room: u8,
-    /// Pairs of queues of each.
-    pub queues: u16,
-    /// What each may send.
-    pub sent: NetRate,
-    /// What each gets.
-    pub received: NetRate,
-}
-
-impl Offer {
-    /// What the configuration says, for a machine with this many CPUs.
-    #[must_use]
-    pub fn of(config: &config::Network, cpus: u8) -> Self {
-        // The burst is the VMM's own.
-        let rate = |kib: u32, packets: u32| NetRate {
-            bytes: u64::from(kib) * 1024,
-            packets: packets.into(),
-            ..NetRate::default()
-        };
-        Self {
-            room: config.interfaces,
-            queues: u16::from(cpus).min(MOST_QUEUES),
-            sent: rate(config.sent_kib_s, config.sent_packets_s),
-            received: rate(config.received_kib_s, config.received_packets_s),
-        }
-    }
-}
 
 /// Looks at most, where interfaces go away while they are being carried.
 const LOOKS: usize = 16;
 
-/// Tells somebody which interfaces have something of husk's: the number, and whether the place for filters is husk's too.
-pub type Named = Box<dyn Fn(Vec<(u32, bool)>) + Send + Sync>;
+/// Tells somebody what there is of husk's.
+pub type Named = Box<dyn Fn(&[Trace]) + Send + Sync>;
 
 /// What there is for an interface.
 struct Carried {
-    /// The tap's number; 0: not known yet.
-    tap: u32,
+    /// The tap's number; none: not known yet.
+    tap: Option<u32>,
     /// The place for filters was made here.
     place: bool,
     /// The machine was asked for a device: it may have it, whatever it answered.
@@ -94,9 +56,18 @@ struct Carried {
 }
 
 impl Carried {
-    fn new(tap: u32, place: bool, interface: &Interface) -> Self {
-        Self { tap, place, asked: false, window: None, mtu: interface.mtu, carrier: interface.carrier }
+    fn trace(&self, interface: u32) -> Trace {
+        Trace { interface, place: self.place, tap: self.tap }
     }
+}
+
+/// The attempts for an interface.
+#[derive(Default)]
+struct Attempts {
+    /// To carry it.
+    carry: Pace,
+    /// To make again what somebody has taken away.
+    mend: Pace,
 }
 
 /// See [`super`].
@@ -109,10 +80,20 @@ pub struct Carrier {
     named: Named,
     /// By the interfaces' numbers.
     carried: BTreeMap<u32, Carried>,
-    /// Interfaces from which something could not be taken back, as [`Named`] says them.
-    left: BTreeMap<u32, bool>,
-    /// What was seen last.
+    /// By the interfaces' numbers.
+    attempts: BTreeMap<u32, Attempts>,
+    /// When a look is due, whether or not something changes.
+    due: Option<Instant>,
+    /// What could not be taken back.
+    left: BTreeMap<u32, Trace>,
+    /// What was seen last, without what is not carried.
     seen: Scan,
+    /// Something that was seen is not carried.
+    waits: bool,
+    /// The first of what the last look could not do.
+    lack: Option<NetworkError>,
+    /// Of what kind that was when it was said.
+    said: Option<Discriminant<NetworkError>>,
     /// What the agent was told last.
     told: Scan,
 }
@@ -139,14 +120,33 @@ impl Carrier {
             offer,
             named,
             carried: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            due: None,
             left: BTreeMap::new(),
             seen: Scan::default(),
+            waits: false,
+            lack: None,
+            said: None,
             told: Scan::default(),
         })
     }
 
-    /// Waits for something to change in the namespace.
+    /// Waits until a look is worth while.
     pub async fn changed(&mut self) {
+        let due = async {
+            match self.due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.heard() => {}
+            () = due => {}
+        }
+    }
+
+    /// Waits for something to change in the namespace.
+    async fn heard(&self) {
         loop {
             // An error is the end of the event loop.
             let Ok(mut ready) = self.events.readable().await else { return std::future::pending().await };
@@ -163,10 +163,18 @@ impl Carrier {
         }
     }
 
-    /// Looks at the namespace, and gives the machine a device for each interface that is new.
+    /// Looks at the namespace, and gives the machine a device for each of its interfaces.
+    ///
+    /// # Errors
+    /// There is one that cannot be carried, or more than the guest can be told.
     pub async fn look(&mut self) -> Result<(), NetworkError> {
+        self.look_for(true).await
+    }
+
+    /// Looks, and does all that can be done, unless `all` has to be.
+    async fn look_for(&mut self, all: bool) -> Result<(), NetworkError> {
         for _ in 0..LOOKS {
-            if self.look_once().await? {
+            if self.look_once(all).await? {
                 return Ok(());
             }
         }
@@ -174,36 +182,101 @@ impl Carrier {
     }
 
     /// False: an interface went away between the look and what is done with it.
-    async fn look_once(&mut self) -> Result<bool, NetworkError> {
+    async fn look_once(&mut self, all: bool) -> Result<bool, NetworkError> {
+        (self.lack, self.due) = (None, None);
         let seen = Scan::of(&mut self.socket).map_err(NetworkError::netlink("list the interfaces"))?;
         if seen.is_cut {
-            return Err(NetworkError::Large);
+            self.lacks(all, NetworkError::Large)?;
         }
-        self.seen = seen;
-        let (there, room) = (self.seen.interfaces.len(), self.offer.room);
+        let (there, room) = (seen.interfaces.len(), self.offer.room);
         if there > usize::from(room) {
-            return Err(NetworkError::Many { there, room });
+            self.lacks(all, NetworkError::Many { there, room })?;
         }
-        let all: Vec<Interface> = self.seen.interfaces.values().cloned().collect();
-        for interface in all {
-            if self.carried.contains_key(&interface.index) {
-                self.follow(&interface).await;
-            } else if let Err(cause) = self.carry(&interface).await {
-                // Or the next look would find it half carried.
-                self.put_down(interface.index).await;
-                if exists(&mut self.socket, interface.index) {
-                    return Err(cause);
+        self.attempts.retain(|index, _| seen.interfaces.contains_key(index));
+        let mut waiting = BTreeSet::new();
+        for interface in seen.interfaces.values() {
+            let in_guest = match self.see(interface, all).await {
+                Ok(in_guest) => in_guest,
+                Err(_) if !links::exists(&mut self.socket, interface.index) => return Ok(false),
+                Err(cause) => {
+                    self.lacks(all, cause)?;
+                    self.carried.contains_key(&interface.index)
                 }
-                return Ok(false);
+            };
+            if !in_guest {
+                waiting.insert(interface.index);
             }
         }
+        self.waits = !waiting.is_empty();
+        self.seen = seen.without(&waiting);
         Ok(true)
     }
 
-    /// Tells the guest what was seen, unless it knows.
-    pub async fn tell(&mut self, agent: &AgentClient) -> Result<(), NetworkError> {
-        if self.told == self.seen {
-            return Ok(());
+    /// Something cannot be done, where `all` has to be or not.
+    fn lacks(&mut self, all: bool, cause: NetworkError) -> Result<(), NetworkError> {
+        if all {
+            return Err(cause);
+        }
+        self.lack.get_or_insert(cause);
+        Ok(())
+    }
+
+    /// What the last look could not do, if anything.
+    pub fn lack(&mut self) -> Option<NetworkError> {
+        self.lack.take()
+    }
+
+    /// Carries one interface, or looks after it. False: the guest is not to have it for now.
+    async fn see(&mut self, interface: &Interface, all: bool) -> Result<bool, NetworkError> {
+        let (index, now) = (interface.index, Instant::now());
+        let Some(carried) = self.carried.get(&index) else {
+            // What is gone has its device until the guest knows.
+            let is_full = self.carried.len() >= usize::from(self.offer.room);
+            if is_full || (!all && self.must_wait(index, now, |attempts| &attempts.carry)) {
+                return Ok(false);
+            }
+            let carried = self.carry(interface).await;
+            if carried.is_err() {
+                // Or the next look would find it half carried.
+                self.put_down(index).await;
+                self.attempts.entry(index).or_default().carry.spend(now);
+                self.must_wait(index, now, |attempts| &attempts.carry);
+            }
+            return carried.map(|()| true);
+        };
+        // It is known of whatever was carried.
+        let tap = carried.tap.unwrap_or_default();
+        let stand = way::stand(&mut self.socket, interface, tap)?;
+        if stand != Stand::Whole && !self.must_wait(index, now, |attempts| &attempts.mend) {
+            self.attempts.entry(index).or_default().mend.spend(now);
+            let name = &interface.name;
+            if stand == Stand::Lost {
+                warn!(stage = "network"; "somebody has deleted the tap of the interface {name}: it gets another one");
+                return Ok(false);
+            }
+            warn!(stage = "network"; "somebody has removed husk's filters from the interface {name}, or made it anew: they are put back");
+            if let Err(cause) = self.lay(interface, tap) {
+                self.must_wait(index, now, |attempts| &attempts.mend);
+                return Err(cause);
+            }
+        }
+        self.follow(interface).await;
+        Ok(true)
+    }
+
+    /// Whether it is too early for another attempt: then a look is due when it is not.
+    fn must_wait(&mut self, index: u32, now: Instant, of: impl Fn(&Attempts) -> &Pace) -> bool {
+        let Some(until) = self.attempts.get(&index).and_then(|attempts| of(attempts).wait(now)) else { return false };
+        self.due = Some(self.due.map_or(until, |due| due.min(until)));
+        true
+    }
+
+    /// Tells the guest what was seen, unless it knows. True: it has let go of something.
+    pub async fn tell(&mut self, agent: &AgentClient) -> Result<bool, NetworkError> {
+        let gone = |index: &u32| !self.seen.interfaces.contains_key(index);
+        let gone: Vec<u32> = self.carried.keys().copied().filter(gone).collect();
+        if self.told == self.seen && gone.is_empty() {
+            return Ok(false);
         }
         for (name, reason) in self.seen.left_out.iter().filter(|left| !self.told.left_out.contains(left)) {
             warn!(stage = "network"; "the interface {name} of the pod's namespace is not carried into the guest: {reason}");
@@ -236,24 +309,34 @@ impl Carrier {
         info!(stage = "network"; "the guest has the interfaces of the pod's namespace: {}", names.join(", "));
         self.told = self.seen.clone();
         // The guest's driver has let go of them.
-        let gone: Vec<u32> =
-            self.carried.keys().copied().filter(|index| !self.seen.interfaces.contains_key(index)).collect();
-        for index in gone {
-            self.put_down(index).await;
+        for index in &gone {
+            self.put_down(*index).await;
         }
-        Ok(())
+        Ok(!gone.is_empty())
     }
 
-    /// Both.
+    /// Does what can be done for the guest to have what the namespace has; the rest is said once ([`Self::lack`]).
+    ///
+    /// # Errors
+    /// The namespace cannot be looked at, or the agent be told.
     pub async fn renew(&mut self, agent: &AgentClient) -> Result<(), NetworkError> {
-        self.look().await?;
-        self.tell(agent).await
+        self.look_for(false).await?;
+        if self.tell(agent).await? && self.waits {
+            // There is room now, also for another tap of the same interface.
+            self.look_for(false).await?;
+            self.tell(agent).await?;
+        }
+        let lack = self.lack.as_ref().map(discriminant);
+        if let Some(cause) = self.lack.as_ref().filter(|_| lack != self.said) {
+            warn!(stage = "network"; "the guest has not all of the pod's network: {cause} (not said again until that is over)");
+        }
+        self.said = lack;
+        Ok(())
     }
 
     /// Brings the loopback of a namespace up that the shim has made.
     pub fn bring_loopback_up(&mut self) -> Result<(), NetworkError> {
-        let up = self.socket.ask(Message::new(kinds::SET_LINK, 0, &link(LOOPBACK, UP)));
-        up.map_err(NetworkError::netlink("bring the loopback up"))
+        links::bring_up(&mut self.socket, LOOPBACK).map_err(NetworkError::netlink("bring the loopback up"))
     }
 
     /// Takes back what does not go by itself.
@@ -267,19 +350,23 @@ impl Carrier {
     /// Takes back what was made for an interface.
     async fn put_down(&mut self, index: u32) {
         let Some(carried) = self.carried.remove(&index) else { return };
+        let trace = carried.trace(index);
+        let mut taken = trace.take_back(&mut self.socket);
         // A machine that has ended has none.
         if carried.asked
             && self.machine.has_ended().is_none()
             && let Err(cause) = self.machine.remove_net(&device(index)).await
-            && carried.window.is_some()
         {
-            warn!(stage = "network"; "{cause}");
+            if carried.window.is_some() {
+                warn!(stage = "network"; "{cause}");
+            }
+            // Else the machine closes it, a moment after its answer.
+            taken = taken.and(trace.remove_tap(&mut self.socket));
         }
-        // The machine closes the tap a moment after its answer.
-        if let Err(cause) = take_back(&mut self.socket, index, carried.place, Some(carried.tap)) {
+        if let Err(cause) = taken {
             warn!(stage = "network"; "{cause}");
             // `delete` tries again.
-            self.left.insert(index, carried.place);
+            self.left.insert(index, trace);
         }
         self.name();
     }
@@ -287,59 +374,55 @@ impl Carrier {
     /// Puts a tap beside an interface, and its descriptors into the machine.
     async fn carry(&mut self, interface: &Interface) -> Result<(), NetworkError> {
         let index = interface.index;
-        let failed = |what| {
-            let interface = interface.name.clone();
-            move |cause| NetworkError::Interface { what, interface, cause }
-        };
-        if let Some(tap) = redirect::target(&mut self.socket, index).map_err(failed("look at the filters of"))? {
-            if exists(&mut self.socket, tap) {
-                return Err(NetworkError::Taken(interface.name.clone()));
-            }
-            // Of a pod whose end nobody has seen.
-            redirect::undo(&mut self.socket, index).map_err(failed("take back an old redirection of"))?;
-        }
+        way::is_free(&mut self.socket, interface, None)?;
         let tap = self.namespace.inside(|| {
             Tap::new(self.offer.queues).map_err(|cause| NetworkError::Tap { interface: interface.name.clone(), cause })
         })?;
         // Named before there is anything.
-        self.carried.insert(index, Carried::new(0, false, interface));
-        let tap_index = self.number_of(&tap.name).map_err(failed("find the tap of"))?;
-        self.set_up(tap_index, interface.mtu).map_err(failed("bring up the tap of"))?;
-        redirect::make_place(&mut self.socket, tap_index).map_err(failed("put filters on the tap of"))?;
-        let place = redirect::make_place(&mut self.socket, index).map_err(failed("put filters on"))?;
-        if place && interface.queue_length == 0 {
-            // The kernel takes it for a mistake where a queueing discipline comes, and gives the interface a queue (net/sched/sch_api.c).
-            let none = Message::new(kinds::SET_LINK, 0, &link(index, 0)).with_number(QUEUE_LENGTH, 0);
-            self.socket.ask(none).map_err(failed("take back the queue of"))?;
-        }
-        self.carried.insert(index, Carried::new(tap_index, place, interface));
-        self.name();
-        redirect::redirect(&mut self.socket, index, tap_index).map_err(failed("redirect what comes into"))?;
-        redirect::redirect(&mut self.socket, tap_index, index).map_err(failed("redirect what is to leave by"))?;
+        let (mtu, carrier) = (interface.mtu, interface.carrier);
+        let carried = Carried { tap: None, place: false, asked: false, window: None, mtu, carrier };
+        self.carried.insert(index, carried);
+        let number = links::number_of(&mut self.socket, &tap.name).map_err(interface.failed("find the tap of"))?;
+        links::bring_tap_up(&mut self.socket, number, mtu).map_err(interface.failed("bring up the tap of"))?;
+        self.lay(interface, number)?;
+        let kernel = self.offer.vhost_descriptors();
         let net = Net {
             name: device(index),
             mac: interface.mac,
             max_mtu: MAX_MTU,
-            carrier: interface.carrier,
+            carrier,
             sent: self.offer.sent,
             received: self.offer.received,
+            vhost: !kernel.is_empty(),
         };
         // Before the answer: nobody may wait for that to its end.
         self.carried.entry(index).and_modify(|carried| carried.asked = true);
-        let window = self.machine.add_net(net, &tap.queues).await?;
+        let descriptors: Vec<BorrowedFd<'_>> = tap.queues.iter().chain(&kernel).map(AsFd::as_fd).collect();
+        let window = self.machine.add_net(net, &descriptors).await?;
         self.carried.entry(index).and_modify(|carried| carried.window = Some(window));
         Ok(())
     }
 
+    /// Leads what comes into an interface to its tap, and the other way round.
+    fn lay(&mut self, interface: &Interface, tap: u32) -> Result<(), NetworkError> {
+        let place = way::make_places(&mut self.socket, interface, tap)?;
+        if let Some(carried) = self.carried.get_mut(&interface.index) {
+            carried.tap = Some(tap);
+            carried.place |= place;
+        }
+        self.name();
+        way::redirect(&mut self.socket, interface, tap)
+    }
+
     /// What has changed of an interface that the guest has. What cannot be followed is said once: the pod lives, and the interface may
-    /// be about to go, or somebody has deleted its tap.
+    /// be about to go.
     async fn follow(&mut self, interface: &Interface) {
         let Some(carried) = self.carried.get_mut(&interface.index) else { return };
         let mtu = std::mem::replace(&mut carried.mtu, interface.mtu);
         let carrier = std::mem::replace(&mut carried.carrier, interface.carrier);
-        let tap = carried.tap;
+        let tap = carried.tap.unwrap_or_default();
         if mtu != interface.mtu
-            && let Err(cause) = self.set_up(tap, interface.mtu)
+            && let Err(cause) = links::bring_tap_up(&mut self.socket, tap, interface.mtu)
         {
             warn!(stage = "network"; "cannot set the MTU of the tap of the interface {}: {cause}", interface.name);
         }
@@ -350,40 +433,11 @@ impl Carrier {
         }
     }
 
-    /// The number of an interface.
-    fn number_of(&mut self, name: &str) -> Result<u32, NetlinkError> {
-        let request = Message::new(kinds::GET_LINK, 0, &[0; 16]);
-        let found = self.socket.dump(
-            &request,
-            || None,
-            |found, _, payload| {
-                let Some(all) = payload.get(16..).map(husk_protocol::netlink::attributes) else { return };
-                if all.find(NAME).map(text).as_deref() == Some(name) {
-                    *found = payload.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
-                }
-            },
-        );
-        found?.ok_or_else(|| NetlinkError::Socket(std::io::ErrorKind::NotFound.into()))
-    }
-
-    /// Brings a tap up, without an address of its own.
-    fn set_up(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
-        // By itself, and before: of one message with both, the kernel takes "up" first, and the tap has an address then.
-        let quiet = Message::new(kinds::SET_LINK, 0, &link(index, 0))
-            .with_nested(FAMILIES, |families| families.with_nested(INET6, |family| family.with(ADDRESSES, &[NONE])));
-        match self.socket.ask(quiet) {
-            // A kernel without IPv6.
-            Err(cause) if cause.errno() == Some(libc::EAFNOSUPPORT) => {}
-            other => other?,
-        }
-        self.socket.ask(Message::new(kinds::SET_LINK, 0, &link(index, UP)).with_number(MTU, mtu))
-    }
-
     /// Says what is to be taken back.
     fn name(&self) {
-        let carried = self.carried.iter().map(|(index, carried)| (*index, carried.place));
-        let left = self.left.iter().map(|(index, place)| (*index, *place));
-        (self.named)(left.chain(carried).collect());
+        let carried = self.carried.iter().map(|(index, carried)| carried.trace(*index));
+        let all: Vec<Trace> = self.left.values().copied().chain(carried).collect();
+        (self.named)(&all);
     }
 }
 
@@ -392,39 +446,7 @@ fn device(index: u32) -> String {
     format!("if{index}")
 }
 
-/// Whether there is an interface of this number.
-fn exists(socket: &mut Socket, index: u32) -> bool {
-    // Nothing is set: no flag is changed.
-    index != 0 && socket.ask(Message::new(kinds::SET_LINK, 0, &link(index, 0))).is_ok()
-}
-
-/// `struct ifinfomsg` that sets these flags.
-pub(super) fn link(index: u32, flags: u32) -> [u8; 16] {
-    let mut fixed = [0; 16];
-    for (place, value) in [(4, index), (8, flags), (12, flags)] {
-        fixed[place..place + 4].copy_from_slice(&value.to_ne_bytes());
-    }
-    fixed
-}
-
-/// Takes back what was put on an interface that had the tap `own`; none: that is gone by now. Where there is another tap, another pod has
-/// begun with the interface since.
-pub fn take_back(socket: &mut Socket, index: u32, place: bool, own: Option<u32>) -> Result<(), NetworkError> {
-    let failed = NetworkError::netlink("take back the redirection of an interface");
-    let undo = |socket: &mut Socket| {
-        if redirect::target(socket, index)?.is_some_and(|tap| Some(tap) != own && exists(socket, tap)) {
-            return Ok(());
-        }
-        redirect::undo(socket, index)?;
-        if place && !redirect::is_used(socket, index)? {
-            redirect::remove_place(socket, index)?;
-        }
-        Ok(())
-    };
-    undo(socket).map_err(failed)
-}
-
-/// Whether an event is of something that the guest is told. Neighbours that the kernel finds come and go.
+/// Whether an event is of something that the guest is told, or of the loss of a redirection. Neighbours that the kernel finds come and go.
 fn matters(kind: u16, payload: &[u8]) -> bool {
     /// NUD_PERMANENT, and NTF_PROXY.
     const PERMANENT: u8 = 0x80;
@@ -434,6 +456,8 @@ fn matters(kind: u16, payload: &[u8]) -> bool {
             payload.get(8).is_some_and(|state| state & PERMANENT != 0)
                 || payload.get(10).is_some_and(|flags| flags & PROXY != 0)
         }
+        // Of queueing disciplines, classes, filters, chains and actions, which come last.
+        kinds::NEW_QDISC.. => redirect::is_loss(kind, payload),
         _ => true,
     }
 }

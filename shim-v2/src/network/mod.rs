@@ -6,11 +6,18 @@
 //! [`localhost`].
 
 mod carrier;
+mod left;
+mod links;
 pub mod localhost;
 pub mod namespace;
+mod offer;
+mod pace;
 mod redirect;
 mod scan;
 mod tap;
+pub mod trial;
+mod vhost;
+mod way;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,15 +25,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use husk_protocol::netlink::{NetlinkError, Socket};
+use husk_protocol::netlink::NetlinkError;
 use log::warn;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use self::carrier::Carrier;
-pub use self::carrier::Offer;
+pub use self::left::Left;
+use self::left::Trace;
 use self::localhost::{Guest, Localhost};
-use self::namespace::{Namespace, identity, open_namespace};
+use self::namespace::identity;
+pub use self::offer::Offer;
 use crate::config::limits;
 use crate::vm::{AgentClient, AgentError, ControlError, Machine};
 
@@ -121,39 +129,6 @@ impl NetworkError {
     }
 }
 
-/// What of a pod's network does not go by itself: what the state file says of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Left {
-    /// The namespace's file.
-    pub path: PathBuf,
-    /// The file's device and inode: another namespace may have the path by then.
-    pub identity: (u64, u64),
-    /// The interfaces' numbers; true: the place for filters is husk's too.
-    pub interfaces: Vec<(u32, bool)>,
-}
-
-impl Left {
-    /// Takes it back. A namespace that is gone has taken it along.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn take_back(&self) -> Result<(), NetworkError> {
-        let namespace = match open_namespace(&self.path) {
-            Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound) => return Ok(()),
-            other => other.map_err(|cause| NetworkError::Host { what: "open the pod's network namespace", cause })?,
-        };
-        if identity(namespace.as_fd())? != self.identity {
-            return Ok(());
-        }
-        let mut socket = Namespace::new(namespace.as_fd())?
-            .inside(|| Socket::open().map_err(NetworkError::netlink("make a netlink socket")))?;
-        for (index, place) in &self.interfaces {
-            carrier::take_back(&mut socket, *index, *place, None)?;
-        }
-        Ok(())
-    }
-}
-
 /// Answered when the guest has what the namespace has.
 type Question = oneshot::Sender<Result<(), NetworkError>>;
 /// Answered when all is taken back.
@@ -193,9 +168,9 @@ impl Devices {
     ) -> Result<Self, NetworkError> {
         let identity = identity(namespace.as_fd())?;
         let is_new = path.is_none();
-        let named = move |interfaces: Vec<(u32, bool)>| {
-            let path = path.clone().filter(|_| !interfaces.is_empty());
-            left(path.map(|path| Left { path, identity, interfaces }));
+        let named = move |traces: &[Trace]| {
+            let path = path.clone().filter(|_| !traces.is_empty());
+            left(path.map(|path| Left::new(path, identity, traces)));
         };
         let mut carrier = Carrier::open(namespace.as_fd(), Arc::clone(&machine), offer, Box::new(named))?;
         let loopback = if is_new { carrier.bring_loopback_up() } else { Ok(()) };
@@ -296,6 +271,7 @@ async fn follow(
 ) {
     let followed = async {
         let mut rest = Duration::ZERO;
+        let mut is_first = true;
         loop {
             let changed = async {
                 tokio::time::sleep(rest).await;
@@ -310,7 +286,14 @@ async fn follow(
                 // Its limit is over.
                 Some(question) if question.is_closed() => continue,
                 Some(question) => {
-                    let _ = question.send(carrier.renew(&agent).await);
+                    let mut answer = carrier.renew(&agent).await;
+                    // The pod's start: what a network plugin has put there since Create has to be carried, as at Create.
+                    if std::mem::take(&mut is_first)
+                        && let Some(lack) = carrier.lack()
+                    {
+                        answer = answer.and(Err(lack));
+                    }
+                    let _ = question.send(answer);
                 }
                 None => {
                     if let Err(cause) = carrier.renew(&agent).await {

@@ -16,8 +16,8 @@ const ALL: u32 = 0x0003_u16.to_be() as u32;
 /// TCA_KIND and TCA_OPTIONS.
 const KIND: u16 = 1;
 const OPTIONS: u16 = 2;
-/// TCA_MATCHALL_ACT.
-const MATCHALL_ACTIONS: u16 = 2;
+/// What takes all packets: its name, what its options begin with, and the number of their actions (TCA_MATCHALL_ACT).
+const MATCHALL: Classifier = Classifier { name: "matchall", begin: None, actions: 2 };
 /// TCA_ACT_KIND and TCA_ACT_OPTIONS.
 const ACTION_KIND: u16 = 1;
 const ACTION_OPTIONS: u16 = 2;
@@ -27,6 +27,22 @@ const MIRRED: u16 = 2;
 const STOLEN: u32 = 4;
 /// TCA_EGRESS_REDIR.
 const EGRESS_REDIRECT: u32 = 1;
+
+/// What looks at packets (tc(8): a filter's kind).
+#[derive(Debug, Clone, Copy)]
+struct Classifier {
+    name: &'static str,
+    begin: Option<(u16, &'static [u8])>,
+    actions: u16,
+}
+
+#[cfg(not(test))]
+const fn classifier() -> Classifier {
+    MATCHALL
+}
+
+#[cfg(test)]
+use tests::classifier;
 
 /// `struct tcmsg`.
 fn tcmsg(interface: u32, handle: u32, parent: u32, info: u32) -> [u8; 20] {
@@ -69,10 +85,15 @@ pub fn remove_place(socket: &mut Socket, interface: u32) -> Result<(), NetlinkEr
 /// The kernel's answer.
 pub fn redirect(socket: &mut Socket, from: u32, to: u32) -> Result<(), NetlinkError> {
     let fixed = tcmsg(from, 0, INGRESS, PRIORITY << 16 | ALL);
+    let classifier = classifier();
     let message = Message::new(kinds::NEW_FILTER, flags::CREATE | flags::EXCLUSIVE, &fixed)
-        .with_text(KIND, "matchall")
+        .with_text(KIND, classifier.name)
         .with_nested(OPTIONS, |options| {
-            options.with_nested(MATCHALL_ACTIONS, |actions| {
+            let options = match classifier.begin {
+                Some((kind, value)) => options.with(kind, value),
+                None => options,
+            };
+            options.with_nested(classifier.actions, |actions| {
                 actions.with_nested(1, |action| {
                     action
                         .with_text(ACTION_KIND, "mirred")
@@ -89,7 +110,7 @@ pub fn redirect(socket: &mut Socket, from: u32, to: u32) -> Result<(), NetlinkEr
 /// The kernel's answer.
 pub fn undo(socket: &mut Socket, from: u32) -> Result<(), NetlinkError> {
     let fixed = tcmsg(from, 0, INGRESS, PRIORITY << 16 | ALL);
-    gone(socket.ask(Message::new(kinds::DELETE_FILTER, 0, &fixed).with_text(KIND, "matchall")))
+    gone(socket.ask(Message::new(kinds::DELETE_FILTER, 0, &fixed).with_text(KIND, classifier().name)))
 }
 
 /// Where a redirection of ours leads; none: there is none.
@@ -133,13 +154,24 @@ pub fn is_used(socket: &mut Socket, interface: u32) -> Result<bool, NetlinkError
     Ok(false)
 }
 
+/// Whether an event tells that something is gone that a redirection consists of: the place for filters, or a filter at its priority.
+#[must_use]
+pub fn is_loss(kind: u16, payload: &[u8]) -> bool {
+    let number = |at: usize| payload.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+    match kind {
+        kinds::DELETE_QDISC => number(12) == Some(CLSACT),
+        kinds::DELETE_FILTER => number(16).is_some_and(|info| info >> 16 == PRIORITY),
+        _ => false,
+    }
+}
+
 /// The interface of a filter's mirred.
 fn mirred_to(filter: &[u8]) -> Option<u32> {
-    let filter = attributes(filter);
-    if text(filter.find(KIND)?) != "matchall" {
+    let (filter, classifier) = (attributes(filter), classifier());
+    if text(filter.find(KIND)?) != classifier.name {
         return None;
     }
-    let action = attributes(attributes(attributes(filter.find(OPTIONS)?).find(MATCHALL_ACTIONS)?).find(1)?);
+    let action = attributes(attributes(attributes(filter.find(OPTIONS)?).find(classifier.actions)?).find(1)?);
     let parameters = attributes(action.find(ACTION_OPTIONS)?).find(MIRRED)?;
     Some(u32::from_ne_bytes(parameters.get(24..28)?.try_into().ok()?))
 }
@@ -155,4 +187,4 @@ fn gone(result: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
 
 #[cfg(test)]
 #[path = "redirect_tests.rs"]
-mod tests;
+pub mod tests;

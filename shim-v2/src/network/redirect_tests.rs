@@ -1,11 +1,33 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::tap::Tap;
 use super::super::tests::{in_new_namespace, links, make_veth, packets, set_up};
 use super::*;
+
+/// `matchall`; where this kernel has none, `u32` without anything to match stands in, so that all but the filter's kind can be tried.
+pub(super) fn classifier() -> Classifier {
+    /// TCA_U32_SEL, TCA_U32_ACT, and a `struct tc_u32_sel` without keys: TC_U32_TERMINAL.
+    const U32: Classifier =
+        Classifier { name: "u32", begin: Some((5, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])), actions: 7 };
+    static FOUND: OnceLock<Classifier> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let mut found = MATCHALL;
+        in_new_namespace(|socket| {
+            make_place(socket, 1).unwrap();
+            // A filter that does nothing.
+            let filter = Message::new(kinds::NEW_FILTER, flags::CREATE, &tcmsg(1, 0, INGRESS, PRIORITY << 16 | ALL));
+            if socket.ask(filter.with_text(KIND, MATCHALL.name).with_nested(OPTIONS, |options| options)).is_err() {
+                eprintln!("this kernel has no cls_matchall: cls_u32 stands in");
+                found = U32;
+            }
+        });
+        found
+    })
+}
 
 /// A broadcast of nobody's protocol, behind a header for the tap.
 const FRAME: [u8; 60] = {
@@ -34,6 +56,21 @@ fn next(fd: impl AsFd, skip: usize) -> Option<Vec<u8>> {
     }
 }
 
+/// Whether this kernel can redirect at all; if not, it says so.
+pub fn redirects(socket: &mut Socket) -> bool {
+    let loopback = 1;
+    make_place(socket, loopback).unwrap();
+    let tried = redirect(socket, loopback, loopback);
+    remove_place(socket, loopback).unwrap();
+    match tried {
+        Err(cause) if cause.errno() == Some(libc::ENOENT) => {
+            eprintln!("skipped: this kernel has no act_mirred, or neither cls_matchall nor cls_u32: {cause}");
+            false
+        }
+        other => other.map(|()| true).unwrap(),
+    }
+}
+
 #[test]
 fn what_comes_in_here_leaves_there_until_it_is_taken_back() {
     in_new_namespace(|socket| {
@@ -47,15 +84,15 @@ fn what_comes_in_here_leaves_there_until_it_is_taken_back() {
         assert!(!make_place(socket, pod).unwrap(), "it was there");
         assert_eq!(target(socket, pod).unwrap(), None);
         assert!(!is_used(socket, pod).unwrap());
-        match redirect(socket, pod, tap_index) {
-            Err(cause) if cause.errno() == Some(libc::ENOENT) => {
-                eprintln!("skipped: this kernel has no cls_matchall or no act_mirred: {cause}");
-                return;
-            }
-            other => other.unwrap(),
+        if !redirects(socket) {
+            return;
         }
+        redirect(socket, pod, tap_index).unwrap();
         redirect(socket, tap_index, pod).unwrap();
-        assert_eq!(redirect(socket, pod, tap_index).unwrap_err().errno(), Some(libc::EEXIST));
+        // (What stands in takes another one beside it.)
+        if classifier().name == MATCHALL.name {
+            assert_eq!(redirect(socket, pod, tap_index).unwrap_err().errno(), Some(libc::EEXIST));
+        }
         assert_eq!(target(socket, pod).unwrap(), Some(tap_index));
         assert_eq!(target(socket, tap_index).unwrap(), Some(pod));
         assert!(is_used(socket, pod).unwrap());
@@ -89,5 +126,43 @@ fn what_comes_in_here_leaves_there_until_it_is_taken_back() {
             remove_place(socket, nobody).unwrap();
             assert_eq!(target(socket, nobody).unwrap(), None);
         }
+    });
+}
+
+#[test]
+fn what_takes_a_redirection_away_is_heard_and_what_makes_one_is_not() {
+    in_new_namespace(|socket| {
+        make_veth(socket, "pod", "outside");
+        let pod = links(socket)["pod"];
+        if !redirects(socket) {
+            return;
+        }
+        // RTNLGRP_TC.
+        let events = Socket::listen(&[4]).unwrap();
+        let losses = || {
+            let mut losses = 0;
+            assert!(!events.events(|kind, payload| losses += usize::from(is_loss(kind, payload))).unwrap());
+            losses
+        };
+        make_place(socket, pod).unwrap();
+        redirect(socket, pod, pod).unwrap();
+        assert_eq!(losses(), 0);
+        undo(socket, pod).unwrap();
+        assert_eq!(losses(), 1);
+        redirect(socket, pod, pod).unwrap();
+        assert_eq!(losses(), 0);
+        remove_place(socket, pod).unwrap();
+        assert!(losses() > 0);
+        // Another one's filter, at another priority.
+        make_place(socket, pod).unwrap();
+        let fixed = tcmsg(pod, 0, INGRESS, 7 << 16 | ALL);
+        let filter = Message::new(kinds::NEW_FILTER, flags::CREATE, &fixed).with_text(KIND, classifier().name);
+        let begin = |options: Message| match classifier().begin {
+            Some((kind, value)) => options.with(kind, value),
+            None => options,
+        };
+        socket.ask(filter.with_nested(OPTIONS, begin)).unwrap();
+        socket.ask(Message::new(kinds::DELETE_FILTER, 0, &fixed).with_text(KIND, classifier().name)).unwrap();
+        assert_eq!(losses(), 0);
     });
 }

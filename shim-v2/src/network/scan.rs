@@ -1,9 +1,10 @@
 //! What a network namespace has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use husk_protocol::netlink::{Message, NetlinkError, Socket, Writer, attributes, kinds, text};
 
+use super::NetworkError;
 use super::tap::PREFIX;
 
 /// ARPHRD_ETHER and ARPHRD_LOOPBACK of linux/if_arp.h.
@@ -69,6 +70,14 @@ pub struct Interface {
     pub queue_length: u32,
 }
 
+impl Interface {
+    /// An error about it.
+    pub(super) fn failed(&self, what: &'static str) -> impl FnOnce(NetlinkError) -> NetworkError {
+        let interface = self.name.clone();
+        move |cause| NetworkError::Interface { what, interface, cause }
+    }
+}
+
 /// All of it, as the agent is told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scan {
@@ -84,7 +93,7 @@ pub struct Scan {
     pub rules: Vec<Vec<u8>>,
     /// `struct ndmsg` and attributes.
     pub neighbours: Vec<Vec<u8>>,
-    /// There is more than [`MOST`], which is not here.
+    /// There is more than [`MOST`], which is not here: routes, as a rule.
     pub is_cut: bool,
 }
 
@@ -101,8 +110,6 @@ impl Scan {
         let mut room = MOST;
         let (new, get) = (kinds::NEW_ADDRESS, kinds::GET_ADDRESS);
         scan.addresses = list(socket, get, new, &[UNSPECIFIED; 8], &[], |_| true, &mut room)?;
-        let (new, get) = (kinds::NEW_ROUTE, kinds::GET_ROUTE);
-        scan.routes = list(socket, get, new, &[UNSPECIFIED; 12], &AGES_OF_ROUTE, is_wanted_route, &mut room)?;
         let (new, get) = (kinds::NEW_RULE, kinds::GET_RULE);
         scan.rules = list(socket, get, new, &[UNSPECIFIED; 12], &[], is_wanted_rule, &mut room)?;
         let (new, get) = (kinds::NEW_NEIGHBOUR, kinds::GET_NEIGHBOUR);
@@ -112,14 +119,29 @@ impl Scan {
         let mut proxies = [UNSPECIFIED; 12];
         proxies[10] = PROXY;
         scan.neighbours.extend(list(socket, get, new, &proxies, &AGES_OF_NEIGHBOUR, |_| true, &mut room)?);
+        // Last: of these there can be more than there is room for.
+        let (new, get) = (kinds::NEW_ROUTE, kinds::GET_ROUTE);
+        scan.routes = list(socket, get, new, &[UNSPECIFIED; 12], &AGES_OF_ROUTE, is_wanted_route, &mut room)?;
         scan.is_cut = room == 0;
-        // What hangs on other interfaces means nothing in the guest: the taps' among it.
-        let carried = |index: u32| index == LOOPBACK_INDEX || scan.interfaces.contains_key(&index);
-        scan.addresses.retain(|message| number(message, 4).is_some_and(carried));
-        scan.neighbours.retain(|message| number(message, 4).is_some_and(carried));
-        scan.routes
-            .retain(|message| message.get(12..).and_then(|all| attributes(all).number(OUTPUT)).is_none_or(carried));
+        scan.keep_what_is_carried();
         Ok(scan)
+    }
+
+    /// The same without these interfaces.
+    #[must_use]
+    pub fn without(mut self, interfaces: &BTreeSet<u32>) -> Self {
+        self.interfaces.retain(|index, _| !interfaces.contains(index));
+        self.keep_what_is_carried();
+        self
+    }
+
+    /// What hangs on other interfaces means nothing in the guest: the taps' among it.
+    fn keep_what_is_carried(&mut self) {
+        let carried = |index: u32| index == LOOPBACK_INDEX || self.interfaces.contains_key(&index);
+        self.addresses.retain(|message| number(message, 4).is_some_and(carried));
+        self.neighbours.retain(|message| number(message, 4).is_some_and(carried));
+        self.routes
+            .retain(|message| message.get(12..).and_then(|all| attributes(all).number(OUTPUT)).is_none_or(carried));
     }
 }
 
@@ -139,6 +161,11 @@ fn links(socket: &mut Socket) -> Result<Scan, NetlinkError> {
             }
         }
     })
+}
+
+/// Whether a `struct ifinfomsg` with its attributes is of a tap of [`super::tap`].
+pub fn is_tap(payload: &[u8]) -> bool {
+    Link::of(payload).is_some_and(|link| link.is_own())
 }
 
 /// An interface of whatever kind.

@@ -24,7 +24,14 @@ pub fn in_new_namespace(test: impl FnOnce(&mut Socket) + Send) {
 
 /// Two interfaces that are the two ends of a wire.
 pub fn make_veth(socket: &mut Socket, one: &str, other: &str) {
-    let message = Message::new(kinds::NEW_LINK, flags::CREATE | flags::EXCLUSIVE, &[0; 16])
+    make_veth_at(socket, 0, one, other);
+}
+
+/// The same, where the first has this number.
+pub fn make_veth_at(socket: &mut Socket, index: u32, one: &str, other: &str) {
+    let mut fixed = [0; 16];
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    let message = Message::new(kinds::NEW_LINK, flags::CREATE | flags::EXCLUSIVE, &fixed)
         .with_text(3, one)
         .with_nested(18, |info| {
             // IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER with a `struct ifinfomsg`.
@@ -46,7 +53,7 @@ pub fn links(socket: &mut Socket) -> BTreeMap<String, u32> {
 
 /// Brings an interface up.
 pub fn set_up(socket: &mut Socket, index: u32) {
-    socket.ask(Message::new(kinds::SET_LINK, 0, &super::carrier::link(index, 1))).unwrap();
+    super::links::bring_up(socket, index).unwrap();
 }
 
 /// All that passes an interface, packet(7).

@@ -330,14 +330,13 @@ impl Machine {
         }
     }
 
-    /// Gives the machine a network device; returns its register window. `queues` are its tap's descriptors.
+    /// Gives the machine a network device, with the descriptors of [`Request::AddNet`]; returns its register window.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn add_net(&self, net: Net, queues: &[OwnedFd]) -> Result<u32, ControlError> {
+    pub async fn add_net(&self, net: Net, descriptors: &[BorrowedFd<'_>]) -> Result<u32, ControlError> {
         const NAME: &str = "add a network device";
-        let queues: Vec<BorrowedFd<'_>> = queues.iter().map(AsFd::as_fd).collect();
-        match self.control.ask(NAME, Request::AddNet(net), &queues).await? {
+        match self.control.ask(NAME, Request::AddNet(net), descriptors).await? {
             Reply::Net { window } => Ok(window),
             other => Err(ControlError::Refused { request: NAME, message: format!("it answered {other:?}") }),
         }

@@ -2,7 +2,7 @@
 
 use husk_tests::network::{Link, Namespace, Server, ip};
 
-use super::{GATEWAYS, PORT, bridge_link, case, on_bridge, root, serve, session, talk, talk_from_here};
+use super::{GATEWAYS, PORT, bridge_link, case, on_bridge, root, same, serve, session, talk, talk_from_here};
 
 #[test]
 fn changes_of_the_namespace_are_followed() {
@@ -86,5 +86,30 @@ fn changes_of_the_namespace_are_followed() {
         }
         talk_from_here(&cni.addresses()[1], PORT, 0);
         assert_eq!(husk.end(), 0);
+    });
+}
+
+#[test]
+fn what_somebody_removes_comes_back() {
+    case(|| {
+        let _bridge = bridge_link();
+        let namespace = Namespace::new("remove-a");
+        let _cni = on_bridge(&namespace);
+        let before = namespace.listing();
+        let root = root();
+        let mut husk = session("remove-a", &root, &namespace);
+        let _server = Server::here(PORT);
+        talk(&mut husk, GATEWAYS[0], 0);
+        let number = husk.must("cat /sys/class/net/eth0/ifindex");
+        let tap = namespace.links().into_iter().find(|name| name.starts_with("husk")).unwrap();
+        namespace.ip(&format!("link del {tap}"));
+        husk.until(&format!("[ -e /sys/class/net/eth0 ] && [ $(cat /sys/class/net/eth0/ifindex) != {number} ]"));
+        husk.until("busybox ip route | grep -q default");
+        talk(&mut husk, GATEWAYS[0], 0);
+        namespace.tc("qdisc del dev eth0 clsact");
+        husk.until(&format!("busybox ping -c 1 -W 1 {}", GATEWAYS[0]));
+        talk(&mut husk, GATEWAYS[0], 0);
+        assert_eq!(husk.end(), 0);
+        same(&namespace.listing(), &before, "at the end");
     });
 }

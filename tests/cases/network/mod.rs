@@ -8,6 +8,7 @@ mod localhost;
 mod rules;
 mod services;
 mod traffic;
+mod vhost;
 
 use std::fs;
 use std::net::IpAddr;

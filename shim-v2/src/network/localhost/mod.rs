@@ -230,6 +230,14 @@ impl Localhost {
     }
 }
 
+/// Whether the kernel takes the program: puts it onto a namespace for a moment, without any sockets to send to.
+///
+/// # Errors
+/// Why not.
+pub fn can_start(namespace: BorrowedFd<'_>) -> Result<(), LocalhostError> {
+    Steering::start(namespace, &[], 1).map(drop)
+}
+
 /// Connections, and flows, that half of this process's descriptors are enough for: a flood must not take those of the containers' streams.
 fn affordable() -> u32 {
     let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current else { return u32::MAX };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use event_manager::{EventOps, Events};
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Queue, QueueError};
 use crate::memory::GuestRam;
@@ -34,6 +35,10 @@ pub struct Identity {
 pub trait Signal: Send + Sync {
     /// Used buffers are in queue `index`.
     fn queue(&self, index: u16);
+    /// The event whose count is the interrupt of queue `index`, for who serves the queue outside of this process; none: it has none.
+    fn line(&self, _index: u16) -> Option<&EventFd> {
+        None
+    }
     /// The configuration space's bytes from `offset` on are `bytes` now, and the driver is told.
     fn config(&self, offset: u64, bytes: &[u8]);
     /// The device cannot go on until the driver resets it (virtio 1.2, 2.1.2: DEVICE_NEEDS_RESET).
@@ -90,6 +95,11 @@ pub trait Device: Send {
     /// # Errors
     /// As [`Device::queue_event`].
     fn event(&mut self, events: Events, ops: &mut EventOps<'_>) -> Result<(), QueueError>;
+
+    /// Whether queue `index` of an active device is served outside of its event loop, which then does not hear its notifications.
+    fn served_elsewhere(&self, _index: u16) -> bool {
+        false
+    }
 
     /// Somebody woke the device up ([`super::runner::Mailbox::wake`]); it may be inactive.
     ///

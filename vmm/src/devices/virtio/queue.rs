@@ -89,6 +89,12 @@ impl Queue {
         &self.kick
     }
 
+    /// The interrupt's event, for who serves the queue outside of this process.
+    #[must_use]
+    pub fn line(&self) -> Option<&EventFd> {
+        self.signal.line(self.index)
+    }
+
     /// The next available chain, checked.
     ///
     /// # Errors
@@ -207,6 +213,18 @@ impl Queue {
     /// The ring is outside of memory.
     pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
         self.ring.enable_notification(&*self.memory).map_err(|cause| QueueError::Ring { index: self.index, cause })
+    }
+
+    /// Goes on where somebody else, who has served the queue meanwhile, has left it: at this entry of the available ring, none: at the
+    /// first one that was not used; and in the used ring behind what the driver sees there.
+    ///
+    /// # Errors
+    /// The used ring is outside of memory.
+    pub fn take_over(&mut self, next_avail: Option<u16>) -> Result<(), QueueError> {
+        let used = self.ring.used_idx(&*self.memory, Ordering::Acquire).map_err(|cause| self.ring_error(cause))?.0;
+        self.ring.set_next_avail(next_avail.unwrap_or(used));
+        self.ring.set_next_used(used);
+        Ok(())
     }
 
     /// The guest's memory.

@@ -80,6 +80,21 @@ fn a_chain_given_back_comes_again() {
 }
 
 #[test]
+fn it_goes_on_where_somebody_else_has_left_it() {
+    let (mut queue, _) = queue(false);
+    make_available(&queue, 0, 4);
+    // Two were used, and three taken: one of them is lost, or to be done again.
+    queue.memory().write_obj(2_u16, GuestAddress(USED + 2)).unwrap();
+    for (next_avail, head) in [(Some(3), 3), (None, 2)] {
+        queue.take_over(next_avail).unwrap();
+        assert_eq!((queue.state().next_avail, queue.state().next_used), (head, 2));
+        assert_eq!(queue.pop().unwrap().unwrap().head(), head);
+    }
+    queue.add_used(2, 0).unwrap();
+    assert_eq!(queue.memory().read_obj::<u16>(GuestAddress(USED + 2)).unwrap(), 3);
+}
+
+#[test]
 fn indices_wrap() {
     let (mut queue, _) = queue(false);
     for from in (0..u16::MAX - 4).step_by(4) {

@@ -110,28 +110,34 @@ impl<D: Device> Runner<D> {
     fn activate(&mut self, activation: Activation, ops: &mut EventOps<'_>) {
         self.stop(ops);
         let signal = Arc::clone(&activation.signal);
-        let mut active = Active { signal: Arc::clone(&signal), kicks: Vec::new() };
-        for queue in activation.queues.iter().filter(|queue| queue.ready()) {
-            let registered = queue.kick().try_clone().map_err(|cause| cause.to_string()).and_then(|kick| {
-                ops.add(Events::with_data(&kick, QUEUES + u32::from(queue.index()), EventSet::IN))
+        let ready = activation.queues.iter().filter(|queue| queue.ready());
+        let kicks: Vec<_> = ready.map(|queue| (queue.index(), queue.kick().try_clone())).collect();
+        if let Err(cause) = self.device.activate(activation, ops) {
+            error!("{}: not activated: {cause}", self.name);
+            self.device.reset(ops);
+            signal.needs_reset();
+            return;
+        }
+        let mut active = Active { signal, kicks: Vec::new() };
+        // Whatever was notified before this is heard: a count is ready until it is read.
+        for (index, kick) in kicks {
+            if self.device.served_elsewhere(index) {
+                continue;
+            }
+            let registered = kick.map_err(|cause| cause.to_string()).and_then(|kick| {
+                ops.add(Events::with_data(&kick, QUEUES + u32::from(index), EventSet::IN))
                     .map(|()| kick)
                     .map_err(|cause| cause.to_string())
             });
             match registered {
-                Ok(kick) => active.kicks.push((queue.index(), kick)),
+                Ok(kick) => active.kicks.push((index, kick)),
                 Err(cause) => {
-                    error!("{}: cannot watch queue {}: {cause}", self.name, queue.index());
-                    signal.needs_reset();
+                    error!("{}: cannot watch queue {index}: {cause}", self.name);
+                    active.signal.needs_reset();
                 }
             }
         }
         self.active = Some(active);
-        if let Err(cause) = self.device.activate(activation, ops) {
-            error!("{}: not activated: {cause}", self.name);
-            self.stop(ops);
-            self.device.reset(ops);
-            signal.needs_reset();
-        }
     }
 
     /// Deregisters the queues' notifications.

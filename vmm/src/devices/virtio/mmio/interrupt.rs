@@ -86,6 +86,11 @@ impl Signal for Interrupt {
         self.raise();
     }
 
+    /// One for all queues. Whoever raises it needs nothing else: a used buffer is told always.
+    fn line(&self, _index: u16) -> Option<&EventFd> {
+        Some(&self.line)
+    }
+
     fn config(&self, offset: u64, bytes: &[u8]) {
         self.set_config(offset, bytes);
         self.raise_config();

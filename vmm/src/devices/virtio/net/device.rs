@@ -13,23 +13,23 @@ use virtio_bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 
 use super::super::device::{ActivateError, Activation, Device, Identity, Signal};
 use super::super::pace::{Pace, Timer};
-use super::super::queue::QueueError;
-use super::super::runner::DEVICE_EVENTS;
+use super::super::queue::{Queue, QueueError};
 use super::Progress;
 use super::control::{Command, Control};
 use super::counts::Shared;
+use super::datapath::{self, Datapath, Host};
 use super::features;
 use super::handle::NetError;
 use super::limits::Limits;
-use super::receive::Receiver;
 use super::state::{DriverState, State};
 use super::tap::{Failed, Tap};
-use super::transmit::Transmitter;
+use super::vhost::Backend;
 
 /// Device type (virtio 1.2, 5.1.1).
 const KIND: u32 = 1;
-/// Pairs of queues at most: one descriptor of the control message for each.
-pub const MAX_PAIRS: usize = control::MAX_DESCRIPTORS;
+/// Pairs of queues at most: the control message has two descriptors for each.
+pub const MAX_PAIRS: usize = 4;
+const _: () = assert!(2 * MAX_PAIRS <= control::MAX_DESCRIPTORS);
 /// The least that the largest MTU may be (virtio 1.2, 5.1.4.1).
 pub(super) const MIN_MTU: u16 = 68;
 /// Linux fills the receive queue with buffers of 1.5 KiB when the interface comes up: 256 are 384 KiB of the guest's memory, or six packets of
@@ -42,9 +42,8 @@ pub(super) const STATUS_OFFSET: u64 = 6;
 /// How often a guest changes the tap (its offloads, the queues in use, resets), at most: in a second, and at once. Each change takes
 /// the lock that all interfaces of the host share (rtnl), and some wait for all its CPUs; an honest driver makes two when it begins.
 const CHANGES: (u64, u64) = (10, 100);
-/// The tap's queues have the event data of the pairs; then comes the timer.
-const TIMER: u32 = DEVICE_EVENTS + 16;
-const _: () = assert!(MAX_PAIRS <= 16);
+/// Data of the timer's event.
+const TIMER: u32 = datapath::OTHERS;
 
 /// virtio-net: see [`super`].
 pub struct Net {
@@ -53,6 +52,8 @@ pub struct Net {
     mac: [u8; 6],
     max_mtu: u16,
     taps: Vec<Tap>,
+    /// vhost-net's, as many; none: the device's thread moves the packets.
+    backends: Vec<Backend>,
     /// The tap segments UDP.
     uso: bool,
     shared: Arc<Shared>,
@@ -73,8 +74,8 @@ struct Active {
     /// [`features::GUEST_OFFLOADS`] that the driver takes now.
     offloads: u64,
     /// Pairs that the driver may use.
-    pairs: Vec<(Receiver, Transmitter)>,
-    /// How many it uses: these are in the event loop.
+    path: Datapath,
+    /// How many of them it uses: these are served.
     used: usize,
     control: Option<(u16, Control)>,
     /// When the timer rings.
@@ -89,49 +90,56 @@ pub(super) fn status(shared: &Shared) -> [u8; 2] {
 }
 
 impl Net {
-    /// A device on the queues `taps` of one tap.
+    /// A device on a tap: its `descriptors`, and vhost-net's, are those of [`control::Request::AddNet`].
     ///
     /// # Errors
     /// See [`NetError`].
-    pub fn new(net: &control::Net, taps: Vec<OwnedFd>) -> Result<Self, NetError> {
-        if taps.is_empty() || taps.len() > MAX_PAIRS {
-            return Err(NetError::Pairs(taps.len()));
+    pub fn new(net: &control::Net, mut descriptors: Vec<OwnedFd>) -> Result<Self, NetError> {
+        let vhost = if net.vhost { descriptors.split_off(descriptors.len() / 2) } else { Vec::new() };
+        let pairs = descriptors.len();
+        if pairs == 0 || pairs > MAX_PAIRS {
+            return Err(NetError::Pairs(pairs));
         }
         if net.max_mtu < MIN_MTU {
             return Err(NetError::Mtu(net.max_mtu));
         }
-        let (taps, uso) = Tap::open(taps)?;
         let now = Instant::now();
         let (sent, received) = (Limits::new(&net.sent, now), Limits::new(&net.received, now));
         let timer = if sent.any() || received.any() { Some(Timer::new()?) } else { None };
+        if net.vhost && (vhost.len() != pairs || timer.is_some()) {
+            return Err(NetError::Vhost { taps: pairs, vhost: vhost.len() });
+        }
+        let (taps, uso) = Tap::open(descriptors)?;
+        let backends = vhost.into_iter().map(Backend::new).collect::<Result<_, _>>()?;
         let shared = Arc::new(Shared::default());
         shared.carrier.store(net.carrier, Ordering::SeqCst);
         let (name, mac, max_mtu) = (net.name.clone(), net.mac, net.max_mtu);
         let changes = Pace::new(CHANGES.0, now).with_burst(CHANGES.1);
         let (restored, active) = (None, None);
-        Ok(Self { name, mac, max_mtu, taps, uso, shared, sent, received, timer, changes, restored, active })
+        Ok(Self { name, mac, max_mtu, taps, backends, uso, shared, sent, received, timer, changes, restored, active })
     }
 
-    /// A device that goes on from `state`; what is not the guest's, the rates, is given as in [`Net::new`].
+    /// A device that goes on from `state`; what is not the guest's (the rates, and who moves the packets) is given as in [`Net::new`].
     ///
     /// # Errors
     /// See [`NetError`].
-    pub fn restore(state: &State, net: &control::Net, taps: Vec<OwnedFd>) -> Result<Self, NetError> {
-        if usize::from(state.pairs) != taps.len() {
-            return Err(NetError::OtherPairs { saved: state.pairs, given: taps.len() });
-        }
+    pub fn restore(state: &State, net: &control::Net, descriptors: Vec<OwnedFd>) -> Result<Self, NetError> {
         let net = control::Net { mac: state.mac, max_mtu: state.max_mtu, carrier: state.carrier, ..net.clone() };
-        let device = Self::new(&net, taps)?;
+        let device = Self::new(&net, descriptors)?;
+        if usize::from(state.pairs) != device.taps.len() {
+            return Err(NetError::OtherPairs { saved: state.pairs, given: device.taps.len() });
+        }
         if state.uso && !device.uso {
             return Err(NetError::NoUso);
         }
         Ok(Self { uso: state.uso, restored: state.driver.clone(), ..device })
     }
 
-    /// What is saved. Buffers that the device has popped are in their rings again then, for the queues' states.
+    /// What is saved. Buffers that the device has popped are in their rings again then, for the queues' states; nobody touches the rings
+    /// until the next round of the event loop.
     pub fn save(&mut self) -> State {
-        for (receiver, _) in self.active.iter_mut().flat_map(|active| &mut active.pairs) {
-            receiver.give_back(&self.shared);
+        if let Some(active) = &mut self.active {
+            active.path.rest(&self.backends, &self.shared);
         }
         let pairs = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
         State {
@@ -162,14 +170,16 @@ impl Net {
         config.extend(self.max_mtu.to_le_bytes());
         let mut queue_sizes = vec![PACKETS_SIZE; 2 * self.taps.len()];
         queue_sizes.push(COMMANDS_SIZE);
-        Identity { kind: KIND, features: features::offered(self.taps.len(), self.uso), queue_sizes, config }
+        let features = features::offered(self.taps.len(), self.uso);
+        let features = self.backends.iter().fold(features, |features, backend| backend.offered(features));
+        Identity { kind: KIND, features, queue_sizes, config }
     }
 
-    /// Moves packets of a pair both ways, a batch at most each, so that neither way starves the other; the rest comes with the
-    /// next round of the event loop.
+    /// Moves packets of a pair of the thread's both ways, a batch at most each, so that neither way starves the other; the rest comes with
+    /// the next round of the event loop.
     fn run(&mut self, pair: usize, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
         let Some(active) = &mut self.active else { return Ok(()) };
-        let Some((receiver, transmitter)) = active.pairs.get_mut(pair) else { return Ok(()) };
+        let Some((receiver, transmitter)) = active.path.pair(pair) else { return Ok(()) };
         let gone = self.shared.gone.load(Ordering::SeqCst);
         let tap = self.taps.get(pair).filter(|tap| !gone && tap.attached());
         let sent = transmitter.run(tap, &mut self.sent, &self.shared)?;
@@ -210,13 +220,11 @@ impl Net {
             warn!("{}: the tap is gone", self.name);
         }
         let Some(active) = &mut self.active else { return Ok(()) };
-        let used = active.used;
+        let host = Host { taps: &self.taps, backends: &self.backends };
         active.signal.config(STATUS_OFFSET, &status(&self.shared));
-        for (receiver, _) in &mut active.pairs {
-            receiver.give_back(&self.shared);
-        }
-        unwatch(&self.taps[..used], ops);
-        active.used = 0;
+        let stopped = (0..std::mem::take(&mut active.used)).map(|pair| active.path.stop(pair, host, ops));
+        stopped.fold(Ok(()), Result::and)?;
+        active.path.adopt(&self.shared, ops)?;
         (0..self.taps.len()).try_for_each(|pair| self.run(pair, ops))
     }
 
@@ -235,26 +243,28 @@ impl Net {
         let Some(active) = self.active.as_mut().filter(|_| !self.shared.gone.load(Ordering::SeqCst)) else {
             return false;
         };
-        if count == 0 || count > active.pairs.len() {
+        if count == 0 || count > active.path.len() {
             return false;
         }
         while active.used > count {
             active.used -= 1;
-            unwatch(&self.taps[active.used..=active.used], ops);
-            if let Err(cause) = self.taps[active.used].attach(false) {
+            let host = Host { taps: &self.taps, backends: &self.backends };
+            let stopped = active.path.stop(active.used, host, ops).map_err(|cause| cause.to_string());
+            let detached = self.taps[active.used].attach(false).map_err(|cause| cause.to_string());
+            if let Err(cause) = stopped.and(detached) {
                 // Packets that come to it wait for the guest to use it again.
                 warn!("{}: cannot detach a queue of the tap: {cause}", self.name);
                 return false;
             }
         }
         while active.used < count {
-            let tap = &mut self.taps[active.used];
-            if let Err(cause) = tap.attach(true) {
+            if let Err(cause) = self.taps[active.used].attach(true) {
                 warn!("{}: cannot attach a queue of the tap: {cause}", self.name);
                 return false;
             }
-            if let Err(cause) = watch(tap, active.used, ops) {
-                warn!("{}: cannot watch a queue of the tap: {cause}", self.name);
+            let host = Host { taps: &self.taps, backends: &self.backends };
+            if let Err(cause) = active.path.start(active.used, host, ops) {
+                warn!("{}: cannot use a queue of the tap: {cause}", self.name);
                 return false;
             }
             active.used += 1;
@@ -270,6 +280,21 @@ impl Net {
         Ok(())
     }
 
+    /// The kernel complains of a queue that it serves, or the pair was saved and goes on.
+    fn complaint(&mut self, index: u16, ops: &mut EventOps<'_>) -> Result<(), QueueError> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        let failed = |cause| Err(QueueError::Request { index, cause });
+        match active.path.go_on(index, Host { taps: &self.taps, backends: &self.backends }) {
+            Ok(true) => Ok(()),
+            Ok(false) if self.taps.get(usize::from(index / 2)).is_some_and(Tap::is_gone) => self.lose(ops),
+            Ok(false) => failed("the host's kernel (vhost-net) cannot use the ring, or a chain in it"),
+            Err(cause) => {
+                warn!("{}: {cause}", self.name);
+                failed("the host's kernel (vhost-net) does not go on with it")
+            }
+        }
+    }
+
     fn obey(&mut self, command: Command, ops: &mut EventOps<'_>) -> bool {
         match command {
             Command::Filter => true,
@@ -282,20 +307,6 @@ impl Net {
                     false
                 }
             },
-        }
-    }
-}
-
-/// Watches a queue of the tap, by changes only: while the guest has no room, packets may wait in it.
-fn watch(tap: &Tap, pair: usize, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
-    let data = DEVICE_EVENTS + u32::try_from(pair).unwrap_or_default();
-    ops.add(Events::with_data(tap, data, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED))
-}
-
-fn unwatch(taps: &[Tap], ops: &mut EventOps<'_>) {
-    for tap in taps {
-        if let Err(cause) = ops.remove(Events::empty(tap)) {
-            warn!("net: cannot stop watching a queue of the tap: {cause}");
         }
     }
 }
@@ -316,20 +327,24 @@ impl Device for Net {
             return Err(ActivateError::Host(io::Error::other("the guest resets its network device too often")));
         }
         let control = control.map(|queue| (queue.index(), Control::new(queue, Arc::clone(&memory), features)));
-        let mut pairs = Vec::with_capacity(known);
+        let mut pairs: Vec<[Queue; 2]> = Vec::with_capacity(known);
         let mut queues = queues.into_iter();
         while let (Some(received), Some(sent)) = (queues.next(), queues.next()) {
             if !received.ready() || !sent.ready() {
                 // The driver cannot use what is behind it either.
                 break;
             }
-            let receiver = Receiver::new(received, Arc::clone(&memory), features);
-            pairs.push((receiver, Transmitter::new(sent, Arc::clone(&memory), features)));
+            pairs.push([received, sent]);
         }
+        let kernel = !self.backends.is_empty() && !self.shared.gone.load(Ordering::SeqCst);
+        for backend in self.backends.iter_mut().filter(|_| kernel) {
+            backend.prepare(&memory, features).map_err(io::Error::other)?;
+        }
+        let path = Datapath::new(pairs, memory, features, kernel)?;
         if let Some(timer) = &self.timer {
             ops.add(Events::with_data(timer, TIMER, EventSet::IN))?;
         }
-        self.active = Some(Active { signal, offloads: 0, pairs, used: 0, control, rings_at: None });
+        self.active = Some(Active { signal, offloads: 0, path, used: 0, control, rings_at: None });
         let fresh = DriverState { pairs: 1, offloads: features & features::GUEST_OFFLOADS };
         let DriverState { pairs, offloads } = restored.unwrap_or(fresh);
         match self.set_offloads(offloads) {
@@ -345,11 +360,9 @@ impl Device for Net {
 
     fn reset(&mut self, ops: &mut EventOps<'_>) {
         self.restored = None;
-        let Some(mut active) = self.active.take() else { return };
-        for (receiver, _) in &mut active.pairs {
-            receiver.give_back(&self.shared);
-        }
-        unwatch(&self.taps[..active.used], ops);
+        let Some(active) = self.active.take() else { return };
+        let host = Host { taps: &self.taps, backends: &self.backends };
+        active.path.end(active.used, host, &self.shared, ops);
         if let Some(timer) = &self.timer
             && let Err(cause) = ops.remove(Events::empty(timer))
         {
@@ -384,12 +397,28 @@ impl Device for Net {
             }
             return (0..self.taps.len()).try_for_each(|pair| self.run(pair, ops));
         }
-        let pair = usize::try_from(events.data() - DEVICE_EVENTS).unwrap_or(usize::MAX);
-        if let Some((receiver, transmitter)) = self.active.as_mut().and_then(|active| active.pairs.get_mut(pair)) {
-            receiver.readable();
-            transmitter.room();
+        match datapath::Event::of(events.data()) {
+            Some(datapath::Event::Tap(pair)) => {
+                if let Some((receiver, transmitter)) = self.active.as_mut().and_then(|active| active.path.pair(pair)) {
+                    receiver.readable();
+                    transmitter.room();
+                }
+                self.run(pair, ops)
+            }
+            Some(datapath::Event::Complaint(queue)) => self.complaint(queue, ops),
+            Some(datapath::Event::Kick(queue)) => {
+                let pair = usize::from(queue / 2);
+                if let Some((_, transmitter)) = self.active.as_mut().and_then(|active| active.path.pair(pair)) {
+                    let _ = transmitter.kick().read();
+                }
+                self.run(pair, ops)
+            }
+            None => Ok(()),
         }
-        self.run(pair, ops)
+    }
+
+    fn served_elsewhere(&self, index: u16) -> bool {
+        self.active.as_ref().is_some_and(|active| active.path.hears(index))
     }
 }
 

@@ -13,6 +13,7 @@ use super::super::thread::{DeviceThread, ThreadError};
 use super::counts::Shared;
 use super::device::{MAX_PAIRS, MIN_MTU, Net, STATUS_OFFSET, status};
 use super::tap::TapError;
+use super::vhost::VhostError;
 
 /// Why there is no device.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,19 @@ pub enum NetError {
     /// Too few or too many descriptors.
     #[error("{0} descriptors are no pairs of queues: 1 to {MAX_PAIRS} are possible")]
     Pairs(usize),
+    /// vhost-net's descriptors do not fit.
+    #[error(
+        "vhost-net takes a descriptor for each pair of queues, and no rates: there are {vhost} of its descriptors, {taps} of the tap's, or the device is to have rates"
+    )]
+    Vhost {
+        /// The tap's descriptors.
+        taps: usize,
+        /// vhost-net's.
+        vhost: usize,
+    },
+    /// The kernel does not do it.
+    #[error(transparent)]
+    Kernel(#[from] VhostError),
     /// A size that no interface can have.
     #[error("an interface's largest MTU of {0} cannot be: {MIN_MTU} bytes are the least (virtio 1.2, 5.1.4.1)")]
     Mtu(u16),
@@ -55,12 +69,12 @@ pub struct NetHandle {
 }
 
 impl Net {
-    /// Starts a device on `taps` in a thread of its own.
+    /// Starts a device in a thread of its own; see [`Net::new`].
     ///
     /// # Errors
     /// See [`NetError`].
-    pub fn spawn(net: &control::Net, taps: Vec<OwnedFd>) -> Result<(NetHandle, Identity), NetError> {
-        let device = Self::new(net, taps)?;
+    pub fn spawn(net: &control::Net, descriptors: Vec<OwnedFd>) -> Result<(NetHandle, Identity), NetError> {
+        let device = Self::new(net, descriptors)?;
         let (identity, shared) = (device.identity(), device.shared());
         let thread = DeviceThread::spawn("net", device)?;
         Ok((NetHandle { thread, shared }, identity))

@@ -5,10 +5,12 @@
 //! the guest's. Each device has a thread of its own.
 //!
 //! [`header`] and [`features`] are the rules, [`transmit`] and [`receive`] a queue each, [`control`] the guest's wishes, [`tap`] the host's
-//! side, [`device`] ties them to the event loop, [`handle`] is what the rest of the VMM has of it.
+//! side, [`device`] ties them to the event loop, [`handle`] is what the rest of the VMM has of it. Who moves the packets is [`datapath`]'s: the
+//! device's thread, or the host's kernel ([`vhost`]).
 
 mod control;
 mod counts;
+mod datapath;
 mod device;
 mod features;
 mod handle;
@@ -18,11 +20,13 @@ mod receive;
 mod state;
 mod tap;
 mod transmit;
+mod vhost;
 
 pub use device::{MAX_PAIRS, Net};
 pub use handle::{NetError, NetHandle};
 pub use state::State;
 pub use tap::TapError;
+pub use vhost::VhostError;
 
 use std::time::Instant;
 

@@ -108,6 +108,11 @@ impl Tap {
         self.attached
     }
 
+    /// Whether the interface of this queue, which is attached, is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        interface(&self.fd).is_err()
+    }
+
     /// Lets packets come to this queue, or no longer.
     pub(super) fn attach(&mut self, attach: bool) -> io::Result<()> {
         if self.attached != attach {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::super::chain::Chain;
 use super::super::queue::{Queue, QueueError};
 use super::super::vectors::Vectors;
@@ -35,6 +37,11 @@ impl Transmitter {
     /// Takes the queue.
     pub(super) fn new(queue: Queue, memory: Arc<GuestRam>, features: u64) -> Self {
         Self { queue, memory, features, places: Vectors::default(), full: false }
+    }
+
+    /// The driver's notification.
+    pub(super) fn kick(&self) -> &EventFd {
+        self.queue.kick()
     }
 
     /// The tap may have room again.

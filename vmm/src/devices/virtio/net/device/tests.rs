@@ -9,6 +9,7 @@ use super::super::bench::{self, Bench, Host, IPV4, PROTOCOL, frame, in_namespace
 use super::super::header::Header;
 use super::*;
 
+mod both;
 mod hostile;
 mod random;
 
