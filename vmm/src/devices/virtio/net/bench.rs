@@ -350,9 +350,14 @@ impl Bench {
     /// The driver resets the device and begins anew.
     pub fn reset(&mut self) {
         self.stop();
+        self.renew();
+        self.activate();
+    }
+
+    /// Empty rings, of the same sizes.
+    pub fn renew(&mut self) {
         let sizes: Vec<_> = self.rings.iter().map(|ring| ring.size).collect();
         self.rings = (0..).zip(sizes).map(|(index, size)| Ring::new(&self.memory, index, size)).collect();
-        self.activate();
     }
 
     /// The driver resets the device.

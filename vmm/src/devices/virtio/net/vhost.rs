@@ -281,3 +281,33 @@ impl Pair {
         Ok(self.queues)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use husk_protocol::control::{self, NetRate};
+
+    use super::super::Net;
+    use super::super::bench::{self, in_namespace, taps};
+    use super::*;
+
+    #[test]
+    fn descriptors_that_do_not_fit_are_refused() {
+        in_namespace(|| {
+            let tap = taps(1).remove(0);
+            let refused = |net: &control::Net, others: usize, why: &str| {
+                let mut descriptors = vec![tap.try_clone().unwrap()];
+                descriptors.extend((0..others).map(|_| OwnedFd::from(File::open("/dev/null").unwrap())));
+                let error = Net::new(net, descriptors).err().unwrap().to_string();
+                assert!(error.contains(why), "{error}");
+            };
+            let net = control::Net { vhost: true, ..bench::net() };
+            refused(&net, 0, "0 descriptors are no pairs");
+            refused(&net, 2, "a descriptor for each pair");
+            refused(&net, 1, "become the owner of its descriptor");
+            let sent = NetRate { packets: 1, ..NetRate::default() };
+            refused(&control::Net { sent, ..net }, 1, "no rates");
+        });
+    }
+}

@@ -277,8 +277,7 @@ fn what_is_available_before_the_device_is_active_is_served(by: By) {
     let host = Host::new(PROTOCOL, false);
     bench.stop();
     host.send(PLAIN, &frame(100, 1));
-    let sizes: Vec<_> = bench.rings.iter().map(|ring| ring.size).collect();
-    bench.rings = (0..).zip(sizes).map(|(index, size)| Ring::new(&bench.memory, index, size)).collect();
+    bench.renew();
     bench.queue(TX, PLAIN, &frame(100, 2));
     let buffer = bench.rings[RX].buffer(0);
     bench.rings[RX].add(&[(buffer, 1526, true)]);
@@ -322,8 +321,7 @@ fn after_a_reset_under_load_nobody_touches_the_memory(by: By) {
             bench.memory.read_slice(&mut found, GuestAddress(bench.rings[queue].area)).unwrap();
             assert!(found == bytes, "round {round}, queue {queue}");
         }
-        let sizes: Vec<_> = bench.rings.iter().map(|ring| ring.size).collect();
-        bench.rings = (0..).zip(sizes).map(|(index, size)| Ring::new(&bench.memory, index, size)).collect();
+        bench.renew();
         bench.activate();
     }
     stop.store(true, Ordering::SeqCst);
@@ -486,23 +484,4 @@ fn a_tap_that_is_gone_takes_the_carrier(by: By) {
     bench.send(PLAIN, &frame(100, 1));
     assert_eq!(bench.shared.counters().sent_dropped, 302);
     assert!(!bench.needs_reset());
-}
-
-#[test]
-fn descriptors_that_do_not_fit_are_refused() {
-    in_namespace(|| {
-        let tap = taps(1).remove(0);
-        let refused = |net: &control::Net, others: usize, why: &str| {
-            let mut descriptors = vec![tap.try_clone().unwrap()];
-            descriptors.extend((0..others).map(|_| OwnedFd::from(File::open("/dev/null").unwrap())));
-            let error = Net::new(net, descriptors).err().unwrap().to_string();
-            assert!(error.contains(why), "{error}");
-        };
-        let net = By::Kernel.net();
-        refused(&net, 0, "0 descriptors are no pairs");
-        refused(&net, 2, "a descriptor for each pair");
-        refused(&net, 1, "become the owner of its descriptor");
-        let sent = NetRate { packets: 1, ..NetRate::default() };
-        refused(&control::Net { sent, ..net }, 1, "no rates");
-    });
 }
