@@ -1,6 +1,7 @@
 #!/bin/bash
 # Builds the guest kernel: Debian's linux-source-6.12, `make tinyconfig` and config.fragment.
-#   build.sh            prints the path of the finished vmlinux as its last line
+#   build.sh            prints the path of the finished vmlinux as its last line; beside it: the same kernel as a bzImage, for
+#                       measurements of VMMs that take no vmlinux with a 64-bit entry
 # HUSK_KERNEL_VERSION names another version of the package than apt's candidate.
 # Cached by content under ~/.cache/husk/guest-kernel/<key>/; a second run only looks the key up.
 set -euo pipefail
@@ -49,12 +50,13 @@ if grep -q '=m$' .config; then die "modules in the configuration: $(grep '=m$' .
 jobs=$(nproc); total=2700 # objects, about: only for the progress line
 say "4/4 build with $jobs jobs (6-9 minutes on 2 cores)"
 export KBUILD_BUILD_USER=husk KBUILD_BUILD_HOST=husk KBUILD_BUILD_TIMESTAMP='2024-11-17 00:00:00 UTC'
-(make -j"$jobs" vmlinux 2>&1; echo "exit $?") | tee build.log | awk -v total="$total" '
+(make -j"$jobs" vmlinux bzImage 2>&1; echo "exit $?") | tee build.log | awk -v total="$total" '
   / (CC|AS|LD|AR) / { n++; if (n % 100 == 0) { p = int(100 * n / total); if (p > 99) p = 99; printf "guest-kernel: %d %% (%d objects)\n", p, n; fflush() } }' >&2
 tail -n 1 build.log | grep -qx 'exit 0' || { grep -E 'error|Error' build.log | tail -n 20 >&2; die "the build failed: see above"; }
 strip --strip-debug -o vmlinux.stripped vmlinux
 mkdir -p "$cache/$content.new.$$"
 cp vmlinux.stripped "$cache/$content.new.$$/vmlinux"; cp .config "$cache/$content.new.$$/config"
+cp arch/x86/boot/bzImage "$cache/$content.new.$$/bzImage"
 echo "$(make -s kernelrelease) (Debian $version)" >"$cache/$content.new.$$/version"
 rm -rf "${cache:?}/$content"; mv "$cache/$content.new.$$" "$cache/$content"
 say "built $(cat "$cache/$content/version"): $(size vmlinux | awk 'NR==2 {printf "text %d data %d bss %d bytes", $1, $2, $3}')"
