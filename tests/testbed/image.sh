@@ -10,7 +10,9 @@ die() { say "error: $*"; exit 1; }
 
 packages=(containerd runc containernetworking-plugins iproute2 kmod busybox-static linux-image-cloud-amd64 iptables procps e2fsprogs strace ca-certificates
   # For the cases of the network.
-  apt dnsmasq-base iperf3 nginx)
+  apt dnsmasq-base iperf3 nginx
+  # What husk's network is measured beside.
+  qemu-system-x86)
 key=$(cat "$here/image.sh" | sha256sum | cut -c1-16)
 dir=$cache/$key
 if [ -e "$dir/root.img" ]; then echo "$dir"; exit 0; fi
@@ -56,7 +58,10 @@ other 2.1 sid
 say "2/3 initramfs that mounts the disk (kernel $kernel)"
 mkdir -p initrd/{bin,modules,dev,proc,disk}
 cp root/usr/bin/busybox initrd/bin/
-find "root/lib/modules/$kernel" -name 'virtio_blk.ko*' -exec cp {} initrd/modules/ \;
+# The disk is a block device of virtio's, or memory (`run --count`). In the order in which they are needed, which is the alphabet's.
+for module in libnvdimm nd_btt nd_pmem nfit virtio_blk; do
+  find "root/lib/modules/$kernel" -name "$module.ko*" -exec cp {} initrd/modules/ \;
+done
 xz -q -d initrd/modules/*.xz 2>/dev/null || true
 cat >initrd/init <<'I'
 #!/bin/busybox sh
@@ -64,7 +69,8 @@ cat >initrd/init <<'I'
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
 for module in /modules/*.ko; do /bin/busybox insmod "$module"; done
-/bin/busybox mount -t ext4 -o noatime /dev/vda /disk
+if [ -b /dev/pmem0 ]; then disk=/dev/pmem0; else disk=/dev/vda; fi
+/bin/busybox mount -t ext4 -o noatime $disk /disk
 if [ -d /put ]; then /bin/busybox cp -a /put/. /disk/; /bin/busybox rm -rf /put; fi
 exec /bin/busybox switch_root /disk /husk-testbed/init
 I
