@@ -4,9 +4,10 @@ use std::fs;
 use std::thread;
 
 use containerd_shim_protos::TaskClient;
-use husk_tests::ctr::{Detached, Runtime, must};
+use husk_tests::ctr::{Detached, Run, Runtime, must};
 use husk_tests::host::{leaves_nothing, processes_of};
 use husk_tests::husk::{exec_in, shim_of};
+use husk_tests::network::{Namespace, ip, prepare};
 
 use crate::busybox;
 use crate::document::document;
@@ -111,6 +112,29 @@ fn two_thousand_execs_leave_agent_and_shim_as_they_were() {
         for ((name, kib, descriptors), (_, kib_after, descriptors_after)) in before.into_iter().zip(after) {
             assert!(kib_after <= kib + FLAT_KIB, "{name}: {kib} KiB, and {kib_after} after 1,500 execs");
             assert_eq!(descriptors_after, descriptors, "{name}'s descriptors");
+        }
+    });
+}
+
+#[test]
+fn fifty_pods_one_after_the_other_leave_their_namespace_as_it_was() {
+    prepare();
+    leaves_nothing(|| {
+        let root = busybox();
+        let namespace = Namespace::new("long-net");
+        ip("link add long-net type veth peer name eth0 netns long-net");
+        ip("addr add 10.91.0.1/24 dev long-net");
+        ip("link set long-net up");
+        namespace.ip("addr add 10.91.0.2/24 dev eth0");
+        namespace.ip("link set eth0 up");
+        let before = namespace.listing();
+        let flags = namespace.flags();
+        let ping = ["busybox", "ping", "-c", "1", "-W", "10", "10.91.0.1"];
+        for pod in 0..50 {
+            let run = Run::on_directory(&format!("long-net-{pod}"), root.path()).flags(&[&flags[0], &flags[1]]);
+            let output = run.run(&ping);
+            assert_eq!(output.status, 0, "pod {pod}: {}{}", output.text(), output.errors());
+            assert_eq!(namespace.listing(), before, "after pod {pod}");
         }
     });
 }

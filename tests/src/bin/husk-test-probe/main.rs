@@ -7,6 +7,7 @@
 //!   husk-test-probe dial PORT...     connections to the host's vsock ports
 //!   husk-test-probe flood COUNT PORT so many of them at once
 //!   husk-test-probe serve PORT       says again what comes by TCP and UDP, also to groups, after a line `serving`
+//!   husk-test-probe load PORT        takes, gives, answers and floods as clients ask, after a line `serving`
 //!   husk-test-probe talk IP PORT MIB what comes back of a server, and of so many MiB
 //!   husk-test-probe many IP PORT COUNT  so many connections to a server at once
 //!   husk-test-probe whole IP PORT MTU   packets of this length, and no longer ones, go to a server as they are
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         ["dial", ports @ ..] => sockets::dial_each(ports, &mut report),
         ["flood", count, port] => sockets::flood(count, port, &mut report),
         ["serve", port] => network::serve(port, &mut report),
+        ["load", port] => network::load(port, &mut report),
         ["talk", address, port, mebibytes] => network::talk(address, port, mebibytes, &mut report),
         ["many", address, port, count] => network::many(address, port, count, &mut report),
         ["whole", address, port, mtu] => network::whole(address, port, mtu, &mut report),

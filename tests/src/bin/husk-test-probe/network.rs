@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
-use husk_tests::talk;
+use husk_tests::{load, talk};
 
 use crate::Report;
 use crate::system::name;
@@ -23,12 +23,17 @@ fn server(address: &str, port: &str) -> SocketAddr {
     whole.parse().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
+fn serving() {
+    let mut out = io::stdout();
+    let _ = out.write_all(b"serving\n").and_then(|()| out.flush());
+}
+
 pub(crate) fn serve(port: &str, report: &mut Report) {
-    let served = talk::serve(port.parse().unwrap_or(0), || {
-        let mut out = io::stdout();
-        let _ = out.write_all(b"serving\n").and_then(|()| out.flush());
-    });
-    say(report, "serve", &served);
+    say(report, "serve", &talk::serve(port.parse().unwrap_or(0), serving));
+}
+
+pub(crate) fn load(port: &str, report: &mut Report) {
+    say(report, "load", &load::serve(port.parse().unwrap_or(0), serving));
 }
 
 pub(crate) fn talk(address: &str, port: &str, mebibytes: &str, report: &mut Report) {
