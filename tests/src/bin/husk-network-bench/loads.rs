@@ -82,11 +82,19 @@ impl Load {
     /// Does it while what the guest's exits are is counted, which takes instructions too.
     pub fn count(&self, peer: &Peer) -> Exits {
         let kvm = |counter: &str| peer.vmm.map_or(0, |pid| kvm_counter(pid, counter));
-        let (packets, exits) = (peer.wired.packets(), kvm("exits"));
+        let threads = || peer.vmm.map_or((0, 0), thread_ns);
+        let (packets, exits, (guest, devices)) = (peer.wired.packets(), kvm("exits"), threads());
         let to_user_space = UserSpace::begin();
         self.run(peer);
         let to_user_space = to_user_space.end(peer.vmm);
-        Exits { packets: peer.wired.packets() - packets, all: kvm("exits") - exits, to_user_space }
+        let (guest_after, devices_after) = threads();
+        Exits {
+            packets: peer.wired.packets() - packets,
+            all: kvm("exits") - exits,
+            to_user_space,
+            guest: (guest_after - guest) as f64 / self.times as f64,
+            devices: (devices_after - devices) as f64 / self.times as f64,
+        }
     }
 }
 
@@ -98,6 +106,23 @@ pub struct Exits {
     pub all: u64,
     /// To the VMM.
     pub to_user_space: u64,
+    /// Instructions of the vCPU's thread, which are the guest's and KVM's, for each of the `times`.
+    pub guest: f64,
+    /// Instructions of the VMM's other threads, vhost's worker among them.
+    pub devices: f64,
+}
+
+/// How long the vCPU's thread of a VMM has run, and all others, in nanoseconds (Documentation/scheduler/sched-stats.rst).
+fn thread_ns(pid: i32) -> (u64, u64) {
+    let (mut guest, mut others) = (0, 0);
+    for entry in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap();
+        let ran = fs::read_to_string(entry.path().join("schedstat")).unwrap();
+        let ran: u64 = ran.split_whitespace().next().unwrap().parse().unwrap();
+        // husk's name for it, and QEMU's.
+        if ["vcpu0", "CPU 0/KVM"].contains(&name.trim()) { guest += ran } else { others += ran }
+    }
+    (guest, others)
 }
 
 /// The time in which this machine's only CPU had nothing to do, in nanoseconds, with a resolution of 10 ms (proc_stat(5)).

@@ -49,15 +49,16 @@ impl Page {
         self.line("## Instructions of the whole machine\n");
         self.line(format!(
             "Medians of {} runs in turn, and between which values the median lies; client and wire are the same for all. Idle: the largest part \
-             of a run in which the machine waited for a timer, which is taken off.\n",
+             of a run in which the machine waited for a timer, which is taken off. \
+             Its vCPU's: what the thread of the vCPU ran, the guest and KVM; its devices': the VMM's other threads, vhost's worker among them; both while exits were counted.\n",
             results.runs
         ));
         for load in LOADS {
             self.line(format!("**{}**, {} times a run, for each {}:\n", load.name, load.times, load.unit));
             self.line(
-                "| | instructions | between | of runc's | idle | packets | exits a packet | to user space a packet |",
+                "| | instructions | between | of runc's | its vCPU's | its devices' | idle | packets | exits a packet | to user space a packet |",
             );
-            self.line("|---|---|---|---|---|---|---|---|");
+            self.line("|---|---|---|---|---|---|---|---|---|---|");
             let runc = of(results, load.name, Kind::Runc).each.median;
             for kind in Kind::ALL {
                 let measured = of(results, load.name, kind);
@@ -67,8 +68,12 @@ impl Page {
                     Kind::Runc => "| |".to_owned(),
                     _ => format!("{:.3} | {:.4} |", a_packet(exits.all), a_packet(exits.to_user_space)),
                 };
+                let threads = match kind {
+                    Kind::Runc => "| |".to_owned(),
+                    _ => format!("{:.2} | {:.2} |", exits.guest, exits.devices),
+                };
                 self.line(format!(
-                    "| {} | {:.2} | {:.2} to {:.2} | {:.2} | {:.1} % | {} | {exits_said}",
+                    "| {} | {:.2} | {:.2} to {:.2} | {:.2} | {threads} {:.1} % | {} | {exits_said}",
                     kind.name(),
                     each.median,
                     each.low,

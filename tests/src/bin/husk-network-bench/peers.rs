@@ -195,7 +195,15 @@ fn machine(wired: &Wired, number: usize, vhost: bool) -> Running {
         "1",
         "-m",
     ]);
-    command.arg(MEMORY_MIB.to_string()).args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    command.arg(MEMORY_MIB.to_string()).args([
+        "-name",
+        "bench,debug-threads=on",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+    ]);
     command.args(["-serial", "stdio", "-kernel", KERNEL, "-initrd"]).arg(initrd);
     command.args(["-append", "console=ttyS0 quiet panic=-1", "-netdev"]);
     command.arg(format!("tap,id=net,ifname=tap0,script=no,downscript=no,vhost={vhost}"));
