@@ -280,6 +280,18 @@ pub fn processes_of(program: &str) -> Vec<i32> {
     numbers().into_iter().filter(runs).collect()
 }
 
+/// One of KVM's counters of the machine of this process (`kvm_vcpu_stats_desc`, in debugfs).
+///
+/// # Panics
+/// It has no machine.
+#[must_use]
+pub fn kvm_counter(pid: i32, counter: &str) -> u64 {
+    let directory = "/sys/kernel/debug/kvm";
+    let machine = names(directory).into_iter().find(|name| name.starts_with(&format!("{pid}-")));
+    let path = Path::new(directory).join(machine.expect("KVM counts for it")).join(counter);
+    fs::read_to_string(path).unwrap().trim().parse().unwrap()
+}
+
 /// Kills what [`processes_of`] this program finds.
 ///
 /// # Panics

@@ -1,8 +1,6 @@
 //! Machines without containerd, and what KVM counts.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::time::Instant;
 
 use husk_cli::bench::stats::Summary;
@@ -10,7 +8,7 @@ use husk_shim::VERSION;
 use husk_shim::config::Config;
 use husk_shim::vm::{BootError, Machine, Parts, Size};
 use husk_tests::ctr::Run;
-use husk_tests::host::processes_of;
+use husk_tests::host::{kvm_counter, processes_of};
 use husk_tests::record::Boot;
 use husk_tests::rootfs;
 
@@ -92,14 +90,4 @@ pub fn exits_of_a_container() -> Result<BTreeMap<String, u64>, String> {
         return Err(output.errors());
     }
     Ok(counted.into_iter().collect())
-}
-
-fn kvm_counter(pid: i32, counter: &str) -> u64 {
-    let machines = fs::read_dir("/sys/kernel/debug/kvm").unwrap().flatten();
-    let ours = machines.map(|entry| entry.path()).find(|path| name(path).starts_with(&format!("{pid}-")));
-    fs::read_to_string(ours.unwrap().join(counter)).unwrap().trim().parse().unwrap()
-}
-
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use husk_tests::host::kvm_counter;
 use husk_tests::load::{self, Requests};
 
 use crate::peers::Peer;
@@ -132,15 +133,6 @@ fn idle_ns() -> f64 {
     // Idle, and waiting for a disk.
     let ticks: u64 = line.split_whitespace().skip(4).take(2).map(|word| word.parse::<u64>().unwrap()).sum();
     ticks as f64 * 1e7
-}
-
-fn kvm_counter(pid: i32, counter: &str) -> u64 {
-    let machines = fs::read_dir("/sys/kernel/debug/kvm").unwrap().flatten();
-    let of_it = |name: &str| name.starts_with(&format!("{pid}-"));
-    let ours = machines
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().is_some_and(|name| of_it(&name.to_string_lossy())));
-    fs::read_to_string(ours.expect("KVM counts for it").join(counter)).unwrap().trim().parse().unwrap()
 }
 
 /// Counts the returns of KVM_RUN, by thread: the kernel's histogram of an event (Documentation/trace/histogram.rst).
