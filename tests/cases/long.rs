@@ -1,6 +1,7 @@
 //! What takes too long for every change: `tests/suites/run long`. Not among the cases of `tests/e2e/run` otherwise.
 
 use std::fs;
+use std::process::Command;
 use std::thread;
 
 use containerd_shim_protos::TaskClient;
@@ -126,7 +127,10 @@ fn fifty_pods_one_after_the_other_leave_their_namespace_as_it_was() {
         ip("addr add 10.91.0.1/24 dev long-net");
         ip("link set long-net up");
         namespace.ip("addr add 10.91.0.2/24 dev eth0");
+        // No address of its own making, which would come later; and with a carrier, which comes when the kernel gets to it.
+        namespace.ip("link set eth0 addrgenmode none");
         namespace.ip("link set eth0 up");
+        assert!(Command::new("busybox").args(["ping", "-c", "3", "10.91.0.2"]).status().unwrap().success());
         let before = namespace.listing();
         let flags = namespace.flags();
         let ping = ["busybox", "ping", "-c", "1", "-W", "10", "10.91.0.1"];
