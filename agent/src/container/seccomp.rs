@@ -1,7 +1,7 @@
 //! The system call filter of a container (`linux.seccomp`): made of the document once, when the container is created, and
 //! installed in its init and in every exec.
 //!
-//! It is what runc makes of the same document, with libseccomp too:
+//! It does what runc's filter of the same document does, which libseccomp makes:
 //!
 //! * names that libseccomp does not know are skipped: a profile may be newer than it;
 //! * several conditions on one argument are alternatives, each a rule of its own;
@@ -10,29 +10,30 @@
 //! * without `flags`, speculation is left to the program (SPEC_ALLOW).
 //!
 //! Other than with runc, rules for 32-bit programs are made only where the kernel can run those ([`runs_32_bit`]): the guest's
-//! cannot, and they are five sixths of what the default profile costs.
+//! cannot, and they are five sixths of what the default profile costs. Without them the program is our own ([`native`]): libseccomp
+//! takes 5.6 million instructions for the default profile. It is what knows the numbers of system calls, and makes the
+//! program where there is more to know than a table has ([`library`]).
 
-use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::path::Path;
 
-use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use libseccomp::{ScmpAction, ScmpArch, ScmpSyscall};
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSyscall,
 };
-use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::plan::PlanError;
+
+mod instruction;
+mod library;
+mod native;
+
+use instruction::X32_BIT;
 
 /// Arguments of a system call.
 const ARGUMENTS: usize = 6;
 /// The largest error number that the kernel hands to a program (MAX_ERRNO of include/linux/err.h).
 const MOST_ERRNO: u32 = 4095;
-/// AUDIT_ARCH_X86_64 and AUDIT_ARCH_I386 of include/uapi/linux/audit.h.
-const X86_64: u32 = 0xc000_003e;
-const X86: u32 = 0x4000_0003;
-/// The bit of a system call of the x32 kind (__X32_SYSCALL_BIT of asm/unistd.h).
-const X32_BIT: u32 = 0x4000_0000;
 
 /// A filter that can be installed.
 #[derive(Debug)]
@@ -55,40 +56,11 @@ impl Filter {
         if listener || document.listener_metadata().as_ref().is_some_and(|text| !text.is_empty()) {
             return Err(notify("linux.seccomp.listenerPath and listenerMetadata"));
         }
-        let default = action(document.default_action(), document.default_errno_ret(), || {
-            ("linux.seccomp.defaultAction".to_owned(), "linux.seccomp.defaultErrnoRet".to_owned())
-        })?;
-        let listed = document.architectures().as_deref().unwrap_or_default();
-        let has = |arch| listed.contains(&arch);
-        let mut architectures = vec![ScmpArch::Native];
-        if bits_32 {
-            let more = [(Arch::ScmpArchX86, ScmpArch::X86), (Arch::ScmpArchX32, ScmpArch::X32)];
-            architectures.extend(more.into_iter().filter(|(name, _)| has(*name)).map(|(_, arch)| arch));
-        }
-        let whole = |cause: libseccomp::error::SeccompError| made("linux.seccomp", &cause);
-        let mut context = ScmpFilterContext::new(default).map_err(whole)?;
-        for arch in architectures.iter().skip(1) {
-            context.add_arch(*arch).map_err(whole)?;
-        }
-        // A binary tree: the kernel tries the filter with every number when it is installed, to know which it need not ask for.
-        context.set_ctl_optimize(2).map_err(whole)?;
-        let mut rules = Rules { context, default, foreign: architectures.len() > 1, newest: None };
-        for (index, rule) in document.syscalls().iter().flatten().enumerate() {
-            rules.add(rule, index)?;
-        }
-        let mut newest = Newest::default();
-        // What lets unknown calls pass is to let new ones pass as well; a default of ENOSYS says it already.
-        let passes = matches!(default, ScmpAction::Allow | ScmpAction::Log | ScmpAction::Trace(_));
-        if !passes && default != ScmpAction::Errno(libc::ENOSYS) {
-            let of = |arch| architectures.contains(&arch).then(|| newest_of(document, arch)).flatten();
-            newest = Newest { native: rules.newest, x32: of(ScmpArch::X32), x86: of(ScmpArch::X86) };
-        }
-        if has(Arch::ScmpArchX32) && !bits_32 {
-            // All of them: what the kernel would say.
-            newest.x32 = Some(X32_BIT - 1);
-        }
-        let mut program = newest.instructions();
-        program.extend(export(&rules.context).map_err(|cause| made("linux.seccomp", &cause))?);
+        let profile = Profile::of(document, bits_32)?;
+        let program = match profile.native() {
+            Some(program) => program,
+            None => profile.by_libseccomp()?,
+        };
         if program.len() > MOST_INSTRUCTIONS {
             let cause = format!("it has {} instructions, and the kernel takes {MOST_INSTRUCTIONS}", program.len());
             return Err(made("linux.seccomp", &cause));
@@ -171,70 +143,119 @@ fn action(
     }
 }
 
-/// A filter in the making.
-struct Rules {
-    context: ScmpFilterContext,
+/// What a document says, with everything checked.
+struct Profile<'a> {
     default: ScmpAction,
-    /// Whether calls that the native architecture does not have are of use.
-    foreign: bool,
-    /// See [`Newest`].
-    newest: Option<u32>,
+    /// The native one first.
+    architectures: Vec<ScmpArch>,
+    rules: Vec<Rule<'a>>,
+    newest: Newest,
 }
 
-impl Rules {
-    /// Adds what one entry of `syscalls` says.
-    fn add(&mut self, rule: &LinuxSyscall, index: usize) -> Result<(), PlanError> {
+/// One name of one entry of `syscalls`, which says something else than the default.
+struct Rule<'a> {
+    /// Which entry.
+    entry: usize,
+    name: &'a str,
+    call: ScmpSyscall,
+    action: ScmpAction,
+    /// All of which have to hold, or one of which has to.
+    conditions: &'a [LinuxSeccompArg],
+    alternatives: bool,
+}
+
+impl<'a> Rule<'a> {
+    /// The number of the call, if the native architecture has it: libseccomp has negative ones for others.
+    fn number(&self) -> Option<u32> {
+        u32::try_from(self.call.as_raw_syscall()).ok()
+    }
+
+    /// The conditions in sets: it is enough if all of one set hold. None: of an empty set all hold.
+    fn sets(&self) -> impl Iterator<Item = &'a [LinuxSeccompArg]> + use<'a> {
+        let always = self.conditions.is_empty().then_some(self.conditions);
+        let length = if self.alternatives { 1 } else { self.conditions.len().max(1) };
+        self.conditions.chunks(length).chain(always)
+    }
+}
+
+impl<'a> Profile<'a> {
+    fn of(document: &'a LinuxSeccomp, bits_32: bool) -> Result<Self, PlanError> {
+        let default = action(document.default_action(), document.default_errno_ret(), || {
+            ("linux.seccomp.defaultAction".to_owned(), "linux.seccomp.defaultErrnoRet".to_owned())
+        })?;
+        let listed = document.architectures().as_deref().unwrap_or_default();
+        let has = |arch| listed.contains(&arch);
+        let mut architectures = vec![ScmpArch::Native];
+        if bits_32 {
+            let more = [(Arch::ScmpArchX86, ScmpArch::X86), (Arch::ScmpArchX32, ScmpArch::X32)];
+            architectures.extend(more.into_iter().filter(|(name, _)| has(*name)).map(|(_, arch)| arch));
+        }
+        let mut profile = Self { default, architectures, rules: Vec::new(), newest: Newest::default() };
+        let mut native = None;
+        for (index, entry) in document.syscalls().iter().flatten().enumerate() {
+            native = native.max(profile.add(entry, index)?);
+        }
+        // What lets unknown calls pass is to let new ones pass as well; a default of ENOSYS says it already.
+        let passes = matches!(default, ScmpAction::Allow | ScmpAction::Log | ScmpAction::Trace(_));
+        if !passes && default != ScmpAction::Errno(libc::ENOSYS) {
+            let of = |arch| profile.architectures.contains(&arch).then(|| newest_of(document, arch)).flatten();
+            profile.newest = Newest { native, x32: of(ScmpArch::X32), x86: of(ScmpArch::X86) };
+        }
+        if has(Arch::ScmpArchX32) && !bits_32 {
+            // All of them: what the kernel would say.
+            profile.newest.x32 = Some(X32_BIT - 1);
+        }
+        Ok(profile)
+    }
+
+    /// Adds what one entry of `syscalls` says, and tells the newest native call that it names.
+    fn add(&mut self, rule: &'a LinuxSyscall, index: usize) -> Result<Option<u32>, PlanError> {
         let entry = || format!("linux.seccomp.syscalls[{index}]");
         let action = action(rule.action(), rule.errno_ret(), || {
             (format!("{}.action", entry()), format!("{}.errnoRet", entry()))
         })?;
-        let mut conditions = Vec::new();
+        let conditions = rule.args().as_deref().unwrap_or_default();
         let mut seen = [false; ARGUMENTS];
         let mut repeated = false;
-        for argument in rule.args().iter().flatten() {
+        for argument in conditions {
             let Some(seen) = seen.get_mut(argument.index()) else {
                 let what = format!("{}.args: index {}", entry(), argument.index());
                 return Err(PlanError::Invalid { what, why: "a system call has the arguments 0 to 5" });
             };
             repeated |= std::mem::replace(seen, true);
-            conditions.push(condition(argument));
         }
+        let mut newest = None;
         for name in rule.names() {
             if name.is_empty() {
                 return Err(PlanError::Invalid { what: format!("{}.names", entry()), why: "a name is empty" });
             }
             let Ok(call) = ScmpSyscall::from_name(name) else { continue };
-            // libseccomp has negative numbers for what this architecture does not have.
-            let number = u32::try_from(call.as_raw_syscall()).ok();
-            self.newest = self.newest.max(number);
-            // libseccomp refuses a rule that says what holds without it.
-            if action == self.default || (number.is_none() && !self.foreign) {
-                continue;
-            }
-            let alternatives: Vec<&[ScmpArgCompare]> =
-                if repeated { conditions.chunks(1).collect() } else { vec![&conditions] };
-            for conditions in alternatives {
-                let added = self.context.add_rule_conditional(action, call, conditions);
-                added.map_err(|cause| made(&format!("{}: {name}", entry()), &cause))?;
+            let rule = Rule { entry: index, name, call, action, conditions, alternatives: repeated };
+            newest = newest.max(rule.number());
+            // Calls that the native architecture does not have are of use to others only.
+            if action != self.default && (rule.number().is_some() || self.architectures.len() > 1) {
+                self.rules.push(rule);
             }
         }
-        Ok(())
+        Ok(newest)
     }
-}
 
-fn condition(argument: &LinuxSeccompArg) -> ScmpArgCompare {
-    let (value, second) = (argument.value(), argument.value_two().unwrap_or(0));
-    let (operator, datum) = match argument.op() {
-        LinuxSeccompOperator::ScmpCmpNe => (ScmpCompareOp::NotEqual, value),
-        LinuxSeccompOperator::ScmpCmpLt => (ScmpCompareOp::Less, value),
-        LinuxSeccompOperator::ScmpCmpLe => (ScmpCompareOp::LessOrEqual, value),
-        LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, value),
-        LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, value),
-        LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, value),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => (ScmpCompareOp::MaskedEqual(value), second),
-    };
-    // Checked: below 6.
-    ScmpArgCompare::new(u32::try_from(argument.index()).unwrap_or(u32::MAX), operator, datum)
+    /// Our own program, where that can say it: for the native architecture, and one action per system call.
+    fn native(&self) -> Option<Vec<libc::sock_filter>> {
+        if self.architectures.len() > 1 {
+            return None;
+        }
+        let mut calls = native::Calls::new(self.default);
+        let can = self.rules.iter().all(|rule| calls.add(rule));
+        can.then(|| calls.program(&self.newest))
+    }
+
+    /// libseccomp's program.
+    fn by_libseccomp(&self) -> Result<Vec<libc::sock_filter>, PlanError> {
+        let mut program = library::newer(&self.newest);
+        program.extend(library::rules(self)?);
+        Ok(program)
+    }
 }
 
 /// As the kernel takes them. Without any, runc leaves speculation to the program.
@@ -250,24 +271,6 @@ fn flags(names: Option<&[LinuxSeccompFilterFlag]>) -> libc::c_ulong {
                 LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
             }
     })
-}
-
-/// The program in the kernel's form.
-fn export(context: &ScmpFilterContext) -> io::Result<Vec<libc::sock_filter>> {
-    // libseccomp before 2.6 writes to descriptors only.
-    let mut file = File::from(memfd_create("seccomp", MemfdFlags::CLOEXEC)?);
-    context.export_bpf(&file).map_err(io::Error::other)?;
-    file.rewind()?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let (instructions, _) = bytes.as_chunks::<8>();
-    Ok(instructions.iter().map(instruction).collect())
-}
-
-/// struct sock_filter of include/uapi/linux/filter.h.
-fn instruction(bytes: &[u8; 8]) -> libc::sock_filter {
-    let [code_0, code_1, jt, jf, k @ ..] = *bytes;
-    libc::sock_filter { code: u16::from_ne_bytes([code_0, code_1]), jt, jf, k: u32::from_ne_bytes(k) }
 }
 
 /// The newest system call, by number, that the profile names, of each kind of program. Numbers grow, so what is behind it was not known
@@ -286,47 +289,6 @@ fn newest_of(document: &LinuxSeccomp, arch: ScmpArch) -> Option<u32> {
     let calls = names.filter_map(|name| ScmpSyscall::from_name_by_arch(name, arch).ok());
     // Those that the architecture does not have are negative.
     calls.filter_map(|call| u32::try_from(call.as_raw_syscall()).ok()).max()
-}
-
-impl Newest {
-    /// What comes before the rules: ENOSYS for all that is newer.
-    fn instructions(&self) -> Vec<libc::sock_filter> {
-        /// Offsets in struct seccomp_data.
-        const NUMBER: u32 = 0;
-        const ARCHITECTURE: u32 = 4;
-        if *self == Self::default() {
-            return Vec::new();
-        }
-        let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
-        let above = |newest: Option<u32>, [yes, no]: [u8; 2]| jump(libc::BPF_JGT, newest.unwrap_or(u32::MAX), yes, no);
-        let enosys = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
-        // Jumps skip so many instructions: the last ones go to the end, behind the answer.
-        vec![
-            load(ARCHITECTURE),
-            jump(libc::BPF_JEQ, X86_64, 0, 4),
-            load(NUMBER),
-            jump(libc::BPF_JGE, X32_BIT, 1, 0),
-            above(self.native, [4, 5]),
-            above(self.x32, [3, 4]),
-            jump(libc::BPF_JEQ, X86, 0, 3),
-            load(NUMBER),
-            above(self.x86, [0, 1]),
-            statement(libc::BPF_RET | libc::BPF_K, enosys),
-        ]
-    }
-}
-
-fn statement(code: u32, k: u32) -> libc::sock_filter {
-    jump_or_not(code, k, 0, 0)
-}
-
-fn jump(test: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
-    jump_or_not(libc::BPF_JMP | libc::BPF_K | test, k, jt, jf)
-}
-
-fn jump_or_not(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
-    // Codes are of 16 bits.
-    libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt, jf, k }
 }
 
 #[cfg(test)]

@@ -1,3 +1,6 @@
+use std::fs::File;
+use std::io::Read;
+
 use serde_json::{Value, json};
 
 use super::*;
