@@ -11,9 +11,10 @@
 //!
 //! Other than with runc, rules for 32-bit programs are made only where the kernel can run those ([`runs_32_bit`]): the guest's
 //! cannot, and they are five sixths of what the default profile costs. Without them the program is our own ([`native`]): libseccomp
-//! takes 5.6 million instructions for the default profile. It is what knows the numbers of system calls, and makes the
-//! program where there is more to know than a table has ([`library`]).
+//! takes 5.6 million instructions for the default profile. It knows the numbers of system calls, and makes the program where there is
+//! more than one kind of programs ([`library`]).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -149,6 +150,8 @@ struct Profile<'a> {
     /// The native one first.
     architectures: Vec<ScmpArch>,
     rules: Vec<Rule<'a>>,
+    /// How many the rules have. Each takes more than an instruction.
+    conditions: usize,
     newest: Newest,
 }
 
@@ -190,7 +193,7 @@ impl<'a> Profile<'a> {
             let more = [(Arch::ScmpArchX86, ScmpArch::X86), (Arch::ScmpArchX32, ScmpArch::X32)];
             architectures.extend(more.into_iter().filter(|(name, _)| has(*name)).map(|(_, arch)| arch));
         }
-        let mut profile = Self { default, architectures, rules: Vec::new(), newest: Newest::default() };
+        let mut profile = Self { default, architectures, rules: Vec::new(), conditions: 0, newest: Newest::default() };
         let mut native = None;
         for (index, entry) in document.syscalls().iter().flatten().enumerate() {
             native = native.max(profile.add(entry, index)?);
@@ -225,6 +228,7 @@ impl<'a> Profile<'a> {
             repeated |= std::mem::replace(seen, true);
         }
         let mut newest = None;
+        let mut named = BTreeSet::new();
         for name in rule.names() {
             if name.is_empty() {
                 return Err(PlanError::Invalid { what: format!("{}.names", entry()), why: "a name is empty" });
@@ -233,21 +237,29 @@ impl<'a> Profile<'a> {
             let rule = Rule { entry: index, name, call, action, conditions, alternatives: repeated };
             newest = newest.max(rule.number());
             // Calls that the native architecture does not have are of use to others only.
-            if action != self.default && (rule.number().is_some() || self.architectures.len() > 1) {
+            let of_use = action != self.default && (rule.number().is_some() || self.architectures.len() > 1);
+            if of_use && named.insert(call.as_raw_syscall()) {
+                self.conditions += conditions.len();
+                if self.conditions > MOST_INSTRUCTIONS {
+                    let cause = format!(
+                        "conditions for more calls than fit in the {MOST_INSTRUCTIONS} instructions of a filter"
+                    );
+                    return Err(made(&entry(), &cause));
+                }
                 self.rules.push(rule);
             }
         }
         Ok(newest)
     }
 
-    /// Our own program, where that can say it: for the native architecture, and one action per system call.
+    /// Our own program, if all programs are of one kind.
     fn native(&self) -> Option<Vec<libc::sock_filter>> {
-        if self.architectures.len() > 1 {
+        if self.architectures.len() > 1 || !cfg!(target_arch = "x86_64") {
             return None;
         }
         let mut calls = native::Calls::new(self.default);
-        let can = self.rules.iter().all(|rule| calls.add(rule));
-        can.then(|| calls.program(&self.newest))
+        self.rules.iter().for_each(|rule| calls.add(rule));
+        Some(calls.program(&self.newest))
     }
 
     /// libseccomp's program.

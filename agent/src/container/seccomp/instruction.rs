@@ -15,9 +15,9 @@ pub(super) const ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_a
 
 /// Offsets of the lower and the upper half of an argument.
 pub(super) fn argument(index: usize) -> [u32; 2] {
-    // There are six; a filter that reads behind them is refused by the kernel.
-    let low = u32::try_from(index).unwrap_or(u32::MAX / 8).wrapping_mul(8).wrapping_add(16);
-    [low, low.wrapping_add(4)]
+    // There are six. The kernel refuses a filter that reads behind them.
+    let low = u32::try_from(index).unwrap_or(u32::MAX).saturating_mul(8).saturating_add(16);
+    [low, low.saturating_add(4)]
 }
 
 /// The accumulator becomes the 32 bits at an offset.

@@ -2,8 +2,11 @@
 //! answer. libseccomp's has a test and an answer for each call that a profile names: 425 instructions for containerd's default
 //! profile, and this one 182, which cost less to make, to be checked and compiled by the kernel, and to go through.
 //!
-//! It answers what the document says, and what libseccomp's program answers (`native_tests.rs` compares both), but where several rules of one
-//! call compare the same argument by greater or less: libseccomp 2.5.4 loses some of those.
+//! It answers what the document says (`native_tests.rs`), which libseccomp 2.5.4 does not always where several rules of one call look
+//! at the same argument: it loses some, and with some it never comes to an end. Of several actions for one call:
+//!
+//! * that of the first rule without conditions holds whatever others have, as with libseccomp;
+//! * else the strictest one of those whose conditions hold, in the order that the kernel has for several filters.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +14,7 @@ use libseccomp::ScmpAction;
 use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator};
 
 use super::instruction::{ARCHITECTURE, ENOSYS, NUMBER, X32_BIT, X86_64, and, answer, argument, jump, load, skip};
-use super::{Newest, Rule};
+use super::{ARGUMENTS, Newest, Rule};
 
 type Program = Vec<libc::sock_filter>;
 
@@ -22,20 +25,21 @@ pub(super) struct Calls<'a> {
 }
 
 /// What it says of one call.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Call<'a> {
-    action: u32,
-    /// It is enough if all conditions of one set hold.
-    sets: Vec<&'a [LinuxSeccompArg]>,
+    /// Without conditions.
+    always: Option<u32>,
+    /// Actions, each with conditions all of which have to hold.
+    sets: Vec<(u32, &'a [LinuxSeccompArg])>,
 }
 
 /// Calls from `start` to the next range.
 #[derive(Debug)]
 struct Range<'a> {
     start: u32,
+    /// What holds where no set's conditions do.
     action: u32,
-    /// Where the arguments matter: the action is for those that do not match.
-    call: Option<&'a Call<'a>>,
+    sets: &'a [(u32, &'a [LinuxSeccompArg])],
 }
 
 impl<'a> Calls<'a> {
@@ -43,18 +47,23 @@ impl<'a> Calls<'a> {
         Self { default: value(default), calls: BTreeMap::new() }
     }
 
-    /// Adds a rule. False: its call has another action too, and which of them holds is libseccomp's to say.
-    pub(super) fn add(&mut self, rule: &Rule<'a>) -> bool {
-        let action = value(rule.action);
-        // Checked by who asks for this program: there are no others.
-        let Some(number) = rule.number().filter(|number| *number < X32_BIT) else { return false };
-        let call = self.calls.entry(number).or_insert_with(|| Call { action, sets: Vec::new() });
-        call.sets.extend(rule.sets());
-        call.action == action
+    /// Adds a rule, if it is of a call that the native architecture has.
+    pub(super) fn add(&mut self, rule: &Rule<'a>) {
+        let Some(number) = rule.number().filter(|number| *number < X32_BIT) else { return };
+        let (call, action) = (self.calls.entry(number).or_default(), value(rule.action));
+        if rule.conditions.is_empty() {
+            call.always.get_or_insert(action);
+        } else {
+            call.sets.extend(rule.sets().map(|set| (action, set)));
+        }
     }
 
     /// The program.
-    pub(super) fn program(&self, newest: &Newest) -> Program {
+    pub(super) fn program(mut self, newest: &Newest) -> Program {
+        for call in self.calls.values_mut() {
+            // The kernel's order is that of signed numbers, the lowest first.
+            call.sets.sort_by_key(|(action, _)| (action & libc::SECCOMP_RET_ACTION_FULL).cast_signed());
+        }
         let mut program = vec![
             load(ARCHITECTURE),
             jump(libc::BPF_JEQ, X86_64, [1, 0]),
@@ -62,61 +71,60 @@ impl<'a> Calls<'a> {
             answer(libc::SECCOMP_RET_KILL_THREAD),
             load(NUMBER),
         ];
-        program.extend(search(&self.ranges(newest), self.default));
+        program.extend(search(&self.ranges(newest)));
         program
     }
 
     /// All numbers, in order, with as few ranges as can be.
     fn ranges(&self, newest: &Newest) -> Vec<Range<'_>> {
         let mut ranges: Vec<Range<'_>> = Vec::new();
-        let mut add = |start, action, call: Option<_>| {
-            let goes_on = ranges.last().is_some_and(|last| last.call.is_none() && last.action == action);
-            if call.is_some() || !goes_on {
-                ranges.push(Range { start, action, call });
+        let mut add = |start, action, sets| {
+            let range = Range { start, action, sets };
+            let same = |last: &Range<'_>| last.sets.is_empty() && range.sets.is_empty() && last.action == action;
+            if !ranges.last().is_some_and(same) {
+                ranges.push(range);
             }
         };
         let mut next = 0;
         for (number, call) in &self.calls {
             if *number > next {
-                add(next, self.default, None);
+                add(next, self.default, &[]);
             }
-            let always = call.sets.iter().any(|set| set.is_empty());
-            if always {
-                add(*number, call.action, None);
-            } else {
-                add(*number, self.default, Some(call));
+            match call.always {
+                Some(action) => add(*number, action, &[]),
+                None => add(*number, self.default, &call.sets),
             }
             next = number + 1;
         }
         // The newest that the profile names is not before the last with an answer of its own, and may be behind it.
         let end = newest.native.map_or(X32_BIT, |newest| next.max(newest + 1));
         if end > next {
-            add(next, self.default, None);
+            add(next, self.default, &[]);
         }
         if end < X32_BIT {
-            add(end, ENOSYS, None);
+            add(end, ENOSYS, &[]);
         }
         if newest.x32.is_some() {
-            add(X32_BIT, ENOSYS, None);
+            add(X32_BIT, ENOSYS, &[]);
         } else {
-            add(X32_BIT, libc::SECCOMP_RET_KILL_THREAD, None);
+            add(X32_BIT, libc::SECCOMP_RET_KILL_THREAD, &[]);
             // What a tracer makes of a call that it takes away, and no call of the x32 kind.
-            add(u32::MAX, self.default, None);
+            add(u32::MAX, self.default, &[]);
         }
         ranges
     }
 }
 
 /// Finds the range of the accumulator, and answers.
-fn search(ranges: &[Range<'_>], default: u32) -> Program {
+fn search(ranges: &[Range<'_>]) -> Program {
     match ranges {
         // There is always one.
-        [] => vec![answer(default)],
-        [range] => range.call.map_or_else(|| vec![answer(range.action)], |call| conditional(call, default)),
+        [] => vec![answer(libc::SECCOMP_RET_KILL_THREAD)],
+        [range] => conditional(range),
         _ => {
             let (low, high) = ranges.split_at(ranges.len() / 2);
             let start = high.first().map_or(u32::MAX, |range| range.start);
-            let (low, high) = (search(low, default), search(high, default));
+            let (low, high) = (search(low), search(high));
             let mut program = match u8::try_from(low.len()) {
                 Ok(length) => vec![jump(libc::BPF_JGE, start, [length, 0])],
                 // Further than a test can jump.
@@ -129,19 +137,24 @@ fn search(ranges: &[Range<'_>], default: u32) -> Program {
     }
 }
 
-/// Looks at the arguments.
-fn conditional(call: &Call<'_>, default: u32) -> Program {
+/// Instructions of one condition, at most: two halves, each with its mask, or an inequality.
+const LONGEST_TEST: usize = 6;
+// Tests jump to the end of their set.
+const _: () = assert!(ARGUMENTS * LONGEST_TEST < u8::MAX as usize);
+
+/// Looks at the arguments, if there is something to look at.
+fn conditional(range: &Range<'_>) -> Program {
     let mut program = Vec::new();
-    for set in &call.sets {
-        // From behind: it is known then how far it is to the next set. Six tests of seven instructions at most.
-        let mut tests = vec![answer(call.action)];
+    for (action, set) in range.sets {
+        // From behind: it is known then how far it is to the next set.
+        let mut tests = vec![answer(*action)];
         for condition in set.iter().rev() {
             let rest = u8::try_from(tests.len()).unwrap_or(u8::MAX);
             tests.splice(0..0, test(condition, rest));
         }
         program.append(&mut tests);
     }
-    program.push(answer(default));
+    program.push(answer(range.action));
     program
 }
 
