@@ -150,7 +150,7 @@ struct Profile<'a> {
     /// The native one first.
     architectures: Vec<ScmpArch>,
     rules: Vec<Rule<'a>>,
-    /// How many the rules have. Each takes more than an instruction.
+    /// How many the rules have: bounded before anything is made of them, for a document can ask for any number with few words.
     conditions: usize,
     newest: Newest,
 }
@@ -262,8 +262,13 @@ impl<'a> Profile<'a> {
         Some(calls.program(&self.newest))
     }
 
-    /// libseccomp's program.
+    /// libseccomp's program. It takes a transaction for each rule.
     fn by_libseccomp(&self) -> Result<Vec<libc::sock_filter>, PlanError> {
+        if self.rules.len() > MOST_INSTRUCTIONS {
+            let cause =
+                format!("{} rules, and a filter has {MOST_INSTRUCTIONS} instructions at most", self.rules.len());
+            return Err(made("linux.seccomp.syscalls", &cause));
+        }
         let mut program = library::newer(&self.newest);
         program.extend(library::rules(self)?);
         Ok(program)

@@ -3,10 +3,12 @@
 //! profile, and this one 182, which cost less to make, to be checked and compiled by the kernel, and to go through.
 //!
 //! It answers what the document says (`native_tests.rs`), which libseccomp 2.5.4 does not always where several rules of one call look
-//! at the same argument: it loses some, and with some it never comes to an end. Of several actions for one call:
+//! at the same argument: it loses some, and with some it never comes to an end. Of several actions for one call, among which the default one is
+//! never (such a rule says nothing, also to runc):
 //!
 //! * that of the first rule without conditions holds whatever others have, as with libseccomp;
-//! * else the strictest one of those whose conditions hold, in the order that the kernel has for several filters.
+//! * else the strictest one of those whose conditions hold, in the order that the kernel has for several filters; of two with
+//!   different numbers the first.
 
 use std::collections::BTreeMap;
 

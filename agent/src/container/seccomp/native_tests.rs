@@ -148,7 +148,7 @@ fn numbers() -> impl Iterator<Item = u32> {
     (0..600).chain([X32_BIT - 1, X32_BIT, X32_BIT + 1, X32_BIT + 437, u32::MAX - 1, u32::MAX])
 }
 
-/// Up to 8 rules with 6 calls each. `simple`: none of what libseccomp makes something else of, or refuses: each call is in one rule,
+/// Up to 7 rules with 6 calls each. `simple`: none of what libseccomp makes something else of, or refuses: each call is in one rule,
 /// which has no argument twice.
 fn random_profile(random: &mut Random, simple: bool) -> Value {
     let mut calls: Vec<i32> = (0..335).collect();
@@ -288,6 +288,18 @@ fn of_several_actions_the_strictest_holds_and_one_without_conditions_always() {
 }
 
 #[test]
+fn of_two_numbers_the_first_holds() {
+    for conditions in [json!([]), first("EQ", 1)] {
+        for (number, other) in [(2, 3), (3, 2)] {
+            let rule = |number: u32| json!({ "names": ["personality"], "action": "SCMP_ACT_ERRNO", "errnoRet": number, "args": conditions });
+            let program = ours(&json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule(number), rule(other)] }));
+            let answer = run(&program, X86_64, libc::SYS_personality.try_into().unwrap(), &[1, 0, 0, 0, 0, 0]);
+            assert_eq!(answer, 0x5_0000 | number);
+        }
+    }
+}
+
+#[test]
 fn tests_jump_further_than_255_instructions() {
     let names: Vec<_> = (0..335).step_by(2).map(|call| ScmpSyscall::from(call).get_name().unwrap()).collect();
     let document = json!({ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW",
@@ -324,4 +336,10 @@ fn a_document_cannot_ask_for_more_than_a_filter_holds() {
     let many = ["read", "write", "open", "close", "stat", "fstat", "lstat", "poll", "lseek"];
     let error = of(many.to_vec()).unwrap_err();
     assert!(error.contains("linux.seccomp.syscalls[0]: conditions for more calls than fit"), "{error}");
+    // Fewer conditions, of which each takes several instructions.
+    let rule = json!({ "names": many[..8], "action": "SCMP_ACT_ERRNO", "args": conditions });
+    let document: LinuxSeccomp =
+        serde_json::from_value(json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] })).unwrap();
+    let error = super::super::Filter::of(&document).unwrap_err().to_string();
+    assert!(error.contains("instructions, and the kernel takes 4096"), "{error}");
 }
