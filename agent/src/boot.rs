@@ -162,7 +162,7 @@ pub fn unmount_shares() -> Result<(), BootError> {
 /// Resets the machine: the VMM ends, and tells the shim.
 pub fn restart() {
     if let Err(cause) = rustix::system::reboot(rustix::system::RebootCommand::Restart) {
-        eprintln!("husk-agent: cannot restart: {cause}");
+        crate::console::last_words(format_args!("husk-agent: cannot restart: {cause}"));
         // The end of pid 1 is a panic, which resets the machine too.
         std::process::exit(1);
     }

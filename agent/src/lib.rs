@@ -8,6 +8,7 @@
 //! Called as `husk-agent oci`, it is another program: the same [`container`] code as a command line on a host (`oci/`).
 
 pub mod boot;
+pub mod console;
 pub mod container;
 pub mod events;
 pub mod forward;
@@ -40,28 +41,28 @@ pub fn run() -> ExitCode {
         return ExitCode::from(2);
     }
     let init_tsc = boot::time_stamp_counter();
+    console::drain_after_panics();
     // Copies of the agent join containers before they become their programs, which is what ends this: until then a process of
     // a container cannot trace them or look at what they have (PR_SET_DUMPABLE, prctl(2)), unless it has CAP_SYS_PTRACE.
     let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     if let Err(cause) = hidden {
-        eprintln!("husk-agent: cannot hide from containers: {cause}");
+        console::last_words(format_args!("husk-agent: cannot hide from containers: {cause}"));
         return ExitCode::FAILURE;
     }
-    // The console, for what ends the agent: it is the last thing that the shim can show.
     if let Err(cause) = boot::prepare() {
-        eprintln!("husk-agent: {cause}");
+        console::last_words(format_args!("husk-agent: {cause}"));
         return ExitCode::FAILURE;
     }
     boot::raise_files();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build() {
         Ok(runtime) => runtime,
         Err(cause) => {
-            eprintln!("husk-agent: cannot make the event loop: {cause}");
+            console::last_words(format_args!("husk-agent: cannot make the event loop: {cause}"));
             return ExitCode::FAILURE;
         }
     };
     if let Err(cause) = runtime.block_on(serve(init_tsc)) {
-        eprintln!("husk-agent: {cause}");
+        console::last_words(format_args!("husk-agent: {cause}"));
     }
     ExitCode::FAILURE
 }

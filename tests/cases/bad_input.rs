@@ -187,7 +187,7 @@ fn a_guest_that_misbehaves() {
             ("other-major", &["boot:", "9.9.9 speaks protocol", "same build"]),
             ("dies-in-create", &["machine:", "the guest reset itself", "Attempted to kill init"]),
             ("hangs-in-create", &["container:", "did not make the container in 5 s (limits.call_s)"]),
-            ("nonsense", &["boot:", "test_guest=Ok(\\\"nonsense\\\")", "Kernel panic"]),
+            ("nonsense", &["boot:", "line 39 of 40", "test_guest=Ok(\\\"nonsense\\\")", "Kernel panic"]),
         ] {
             let text = format!("[vm]\nkernel_cmdline = \"test_guest={how}\"\n[limits]\ncall_s = 5\n");
             fails(how, words, || configured(how, root.path(), &text).0);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use husk_agent::console::last_words;
 use husk_agent::vsock::dial;
 use husk_protocol::agent::{
     Agent, CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse, HealthRequest,
@@ -66,7 +67,9 @@ fn main() -> ExitCode {
         Ok("dies-in-create") => How::DiesInCreate,
         Ok("hangs-in-create") => How::HangsInCreate,
         other => {
-            eprintln!("husk-test-guest: test_guest={other:?}: unknown");
+            // More than the serial port takes at once, so that its loss cannot go unseen.
+            let lines: String = (0..40).map(|line| format!("husk-test-guest: line {line} of 40\n")).collect();
+            last_words(format_args!("{lines}husk-test-guest: test_guest={other:?}: unknown"));
             return ExitCode::FAILURE;
         }
     };
@@ -76,13 +79,13 @@ fn main() -> ExitCode {
         },
         How::Halt => {
             let cause = reboot(RebootCommand::PowerOff);
-            eprintln!("husk-test-guest: cannot power off: {cause:?}");
+            last_words(format_args!("husk-test-guest: cannot power off: {cause:?}"));
         }
         _ => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
             match runtime.map(|runtime| runtime.block_on(serve(how))) {
-                Ok(Err(cause)) => eprintln!("husk-test-guest: {cause}"),
-                Err(cause) => eprintln!("husk-test-guest: {cause}"),
+                Ok(Err(cause)) => last_words(format_args!("husk-test-guest: {cause}")),
+                Err(cause) => last_words(format_args!("husk-test-guest: {cause}")),
                 Ok(Ok(())) => {}
             }
         }
