@@ -25,7 +25,7 @@ use crate::{busybox, configured, refused};
 /// Time for a failure to be told, on a machine that is as fast as a real one, or is an emulated one of its own.
 const LIMIT: Duration = Duration::from_secs(15);
 /// The guest that misbehaves (`tests/src/bin/husk-test-guest.rs`), as an initrd.
-const TEST_GUEST: &str = "/husk-testbed/test-guest.initrd";
+pub const TEST_GUEST: &str = "/husk-testbed/test-guest.initrd";
 
 /// Fails in time, in words.
 fn fails(what: &str, words: &[&str], run: impl FnOnce() -> Output) {
@@ -38,7 +38,7 @@ fn fails(what: &str, words: &[&str], run: impl FnOnce() -> Output) {
     assert!(took < LIMIT * patience(), "{what}: told after {took:?}");
 }
 
-fn installed(name: &str) -> PathBuf {
+pub fn installed(name: &str) -> PathBuf {
     Path::new("/usr/lib/husk").join(VERSION).join(name)
 }
 

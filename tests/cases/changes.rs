@@ -4,14 +4,16 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use containerd_shim_protos::api::UpdateTaskRequest;
-use husk_tests::ctr::{Detached, Runtime, ctr, must, task, wait_for_state};
+use husk_tests::ctr::{Detached, Runtime, ctr, deleted_with, must, task, wait_for_state};
 use husk_tests::host::leaves_nothing;
-use husk_tests::husk::shim_of;
+use husk_tests::husk::{Streams, delete, end_of_exec, shim_of};
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::json;
 use ttrpc::context::with_timeout;
 
 use crate::busybox;
@@ -162,7 +164,7 @@ fn an_oom_kill_is_told_counted_and_is_137() {
         must(&[&words[..], &flags, &[path, "oom", "/bin/sh", "-c", script]].concat());
         wait_for_state("oom", "STOPPED");
         assert_eq!(metric("oom", "memory_events.oom_kill"), 1);
-        assert_eq!(husk_tests::ctr::deleted_with("oom", &[]), 137);
+        assert_eq!(deleted_with("oom", &[]), 137);
         must(&["container", "delete", "oom"]);
         assert_eq!(events.up_to("oom", "/delete"), ["create", "start", "oom", "exit", "delete"]);
     });
@@ -202,5 +204,36 @@ fn a_container_that_has_ended_still_tells_what_it_used() {
             output.errors()
         );
         drop(container);
+    });
+}
+
+#[test]
+fn a_second_delete_gets_the_firsts_answer() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let script = "trap 'exit 7' TERM; touch /started; while :; do sleep 1; done";
+        let container = Detached::start("deleted", root.path(), &[], &["/bin/sh", "-c", script]);
+        while !root.path().join("started").exists() {
+            assert_eq!(container.exec("wait", &["sleep", "0.1"]).status, 0);
+        }
+        let process = json!({
+            "args": ["/bin/sh", "-c", "exit 9"], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"],
+        });
+        assert_eq!(end_of_exec(&shim_of("deleted"), "deleted", "exec", &process, Streams::default()), 9);
+        must(&["task", "kill", "-s", "TERM", "deleted"]);
+        wait_for_state("deleted", "STOPPED");
+        // Without containerd, which forgets a task at its first Delete. The exec first: it goes with its container.
+        for (exec, status) in [("exec", 9), ("", 7)] {
+            let delete = || delete(&shim_of("deleted"), "deleted", exec);
+            let (one, other) = thread::scope(|scope| {
+                let one = scope.spawn(delete);
+                (delete(), one.join().unwrap())
+            });
+            assert!(one.exit_status == status && one.pid > 0 && one.exited_at.seconds > 0, "{exec:?}: {one}");
+            assert_eq!(other, one, "{exec:?}, at the same time");
+            assert_eq!(delete(), one, "{exec:?}, later");
+        }
+        // And containerd's.
+        assert_eq!(deleted_with("deleted", &[]), 7);
     });
 }

@@ -2,7 +2,7 @@
 
 use husk_tests::ctr::{Detached, Runtime, must};
 use husk_tests::host::leaves_nothing;
-use husk_tests::husk::{exec_in, shim_of};
+use husk_tests::husk::{Streams, exec_in, shim_of};
 use husk_tests::pty::Session;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -132,9 +132,9 @@ fn all_that_a_terminal_shows_comes_before_its_end() {
             let exec = format!("bulk{n}");
             let fifo = fifos.path().join(&exec);
             mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-            let reader = fifo.clone();
-            let reader = std::thread::spawn(move || std::fs::read_to_string(reader).unwrap());
-            let status = exec_in(&shim, "tty-bulk", &exec, &["/bin/seq", "1", "50000"], Some(&fifo));
+            let streams = Streams { stdout: fifo.display().to_string(), ..Streams::default() };
+            let reader = std::thread::spawn(move || std::fs::read_to_string(fifo).unwrap());
+            let status = exec_in(&shim, "tty-bulk", &exec, &["/bin/seq", "1", "50000"], true, streams);
             let shown = reader.join().unwrap();
             assert_eq!((status, shown.lines().count()), (0, 50_000), "{}", &shown[shown.len().saturating_sub(100)..]);
             assert!(shown.ends_with("50000\r\n"));

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use containerd_shim_protos::TaskClient;
-use containerd_shim_protos::api::{DeleteRequest, ExecProcessRequest, StartRequest, WaitRequest};
+use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, ExecProcessRequest, StartRequest, WaitRequest};
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 use serde_json::Value;
@@ -73,17 +73,29 @@ pub fn shim_of(id: &str) -> TaskClient {
     TaskClient::new(ttrpc::Client::connect(address.trim()).unwrap())
 }
 
-/// Runs a program in a container to its end, as containerd asks the shim for it, without containerd and `ctr`, and deletes it; returns
-/// its exit status. `terminal` is the fifo to which all goes that its terminal shows; none: it has no streams.
+/// Where the streams of a process go, as containerd names them to a shim: fifos, `file://`; empty: there is none.
+#[derive(Debug, Default, Clone)]
+pub struct Streams {
+    /// What it reads.
+    pub stdin: String,
+    /// What it says; all that it shows, if it has a terminal.
+    pub stdout: String,
+    /// Its errors.
+    pub stderr: String,
+}
+
+/// Time for a call that does something.
+fn limit() -> ttrpc::context::Context {
+    with_timeout(i64::try_from(Duration::from_secs(120).as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// Runs a process (a document's) in a container to its end, as containerd asks the shim for it, without containerd and `ctr`;
+/// returns its exit status. It is not deleted.
 ///
 /// # Panics
 /// The shim refuses.
 #[must_use]
-pub fn exec_in(shim: &TaskClient, id: &str, exec_id: &str, words: &[&str], terminal: Option<&Path>) -> u32 {
-    let limit = || with_timeout(i64::try_from(Duration::from_secs(120).as_nanos()).unwrap_or(i64::MAX));
-    let process = serde_json::json!({
-        "args": words, "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"], "terminal": terminal.is_some(),
-    });
+pub fn end_of_exec(shim: &TaskClient, id: &str, exec_id: &str, process: &Value, streams: Streams) -> u32 {
     let spec = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
         value: process.to_string().into_bytes(),
@@ -94,16 +106,39 @@ pub fn exec_in(shim: &TaskClient, id: &str, exec_id: &str, words: &[&str], termi
         id: id.clone(),
         exec_id: exec_id.clone(),
         spec: MessageField::some(spec),
-        terminal: terminal.is_some(),
-        stdout: terminal.map(|fifo| fifo.display().to_string()).unwrap_or_default(),
+        terminal: process["terminal"] == true,
+        stdin: streams.stdin,
+        stdout: streams.stdout,
+        stderr: streams.stderr,
         ..ExecProcessRequest::default()
     };
     shim.exec(limit(), &request).unwrap();
     let request = StartRequest { id: id.clone(), exec_id: exec_id.clone(), ..StartRequest::default() };
     assert_ne!(shim.start(limit(), &request).unwrap().pid, 0);
-    let request = WaitRequest { id: id.clone(), exec_id: exec_id.clone(), ..WaitRequest::default() };
-    let status = shim.wait(limit(), &request).unwrap().exit_status;
-    let request = DeleteRequest { id, exec_id, ..DeleteRequest::default() };
-    assert_eq!(shim.delete(limit(), &request).unwrap().exit_status, status);
+    let request = WaitRequest { id, exec_id, ..WaitRequest::default() };
+    shim.wait(limit(), &request).unwrap().exit_status
+}
+
+/// Deletes a process that has ended; no `exec_id` is the container's own.
+///
+/// # Panics
+/// The shim refuses.
+#[must_use]
+pub fn delete(shim: &TaskClient, id: &str, exec_id: &str) -> DeleteResponse {
+    let request = DeleteRequest { id: id.to_owned(), exec_id: exec_id.to_owned(), ..DeleteRequest::default() };
+    shim.delete(limit(), &request).unwrap()
+}
+
+/// Runs a program in a container to its end and deletes it; returns its exit status. `terminal`: it has one.
+///
+/// # Panics
+/// The shim refuses.
+#[must_use]
+pub fn exec_in(shim: &TaskClient, id: &str, exec_id: &str, words: &[&str], terminal: bool, streams: Streams) -> u32 {
+    let process = serde_json::json!({
+        "args": words, "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"], "terminal": terminal,
+    });
+    let status = end_of_exec(shim, id, exec_id, &process, streams);
+    assert_eq!(delete(shim, id, exec_id).exit_status, status);
     status
 }

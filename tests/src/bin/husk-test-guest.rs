@@ -8,8 +8,10 @@ use futures_util::StreamExt;
 use husk_agent::console::last_words;
 use husk_agent::vsock::dial;
 use husk_protocol::agent::{
-    Agent, CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse, HealthRequest,
-    HealthResponse, create_agent,
+    Agent, CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse, ExecRequest,
+    ExecResponse, FreezeRequest, FreezeResponse, HealthRequest, HealthResponse, NextEventsRequest, NextEventsResponse,
+    ProcessesRequest, ProcessesResponse, SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse,
+    StatsRequest, StatsResponse, UpdateContainerRequest, UpdateContainerResponse, create_agent,
 };
 use husk_protocol::streams::RPC_PORT;
 use husk_protocol::version;
@@ -30,6 +32,8 @@ enum How {
     DiesInCreate,
     /// Never answers Create.
     HangsInCreate,
+    /// Says that the container is made and runs, and then no more.
+    HangsAfterStart,
 }
 
 /// The agent that is none.
@@ -53,9 +57,55 @@ impl Agent for Guest {
     ) -> ttrpc::Result<CreateContainerResponse> {
         match self.0 {
             How::DiesInCreate => std::process::exit(3),
-            _ => std::future::pending().await,
+            How::HangsAfterStart => Ok(CreateContainerResponse { pid: 2, ..CreateContainerResponse::default() }),
+            _ => hang().await,
         }
     }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        _: StartContainerRequest,
+    ) -> ttrpc::Result<StartContainerResponse> {
+        Ok(StartContainerResponse::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, _: ExecRequest) -> ttrpc::Result<ExecResponse> {
+        hang().await
+    }
+
+    async fn freeze(&self, _: &TtrpcContext, _: FreezeRequest) -> ttrpc::Result<FreezeResponse> {
+        hang().await
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        _: UpdateContainerRequest,
+    ) -> ttrpc::Result<UpdateContainerResponse> {
+        hang().await
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        hang().await
+    }
+
+    async fn processes(&self, _: &TtrpcContext, _: ProcessesRequest) -> ttrpc::Result<ProcessesResponse> {
+        hang().await
+    }
+
+    async fn signal(&self, _: &TtrpcContext, _: SignalRequest) -> ttrpc::Result<SignalResponse> {
+        hang().await
+    }
+
+    async fn next_events(&self, _: &TtrpcContext, _: NextEventsRequest) -> ttrpc::Result<NextEventsResponse> {
+        hang().await
+    }
+}
+
+/// Answers nothing.
+async fn hang<T>() -> ttrpc::Result<T> {
+    std::future::pending().await
 }
 
 fn main() -> ExitCode {
@@ -66,6 +116,7 @@ fn main() -> ExitCode {
         Ok("other-major") => How::OtherMajor,
         Ok("dies-in-create") => How::DiesInCreate,
         Ok("hangs-in-create") => How::HangsInCreate,
+        Ok("hangs-after-start") => How::HangsAfterStart,
         other => {
             // More than the serial port takes at once, so that its loss cannot go unseen.
             let lines: String = (0..40).map(|line| format!("husk-test-guest: line {line} of 40\n")).collect();
