@@ -50,7 +50,8 @@ fn the_process_has_the_same_rights() {
             process["noNewPrivileges"] = true.into();
             process["oomScoreAdj"] = 321.into();
             process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 300, "hard": 400 }]);
-            let some = json!(["CAP_CHOWN", "CAP_NET_BIND_SERVICE"]);
+            // The last one is of no kernel: both pass it over.
+            let some = json!(["CAP_CHOWN", "CAP_NET_BIND_SERVICE", "CAP_NOSUCH"]);
             process["capabilities"] =
                 json!({ "bounding": some, "permitted": some, "effective": some, "inheritable": some, "ambient": some });
             document["hostname"] = "named".into();

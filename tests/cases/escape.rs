@@ -433,3 +433,27 @@ fn a_container_sees_no_groups_but_its_own() {
         );
     });
 }
+
+/// What is masked is covered by the null device, and by nothing that an image has put in its place (CVE-2025-31133).
+#[test]
+fn what_masks_is_the_null_device() {
+    leaves_nothing(|| {
+        let root = crate::busybox();
+        fs::create_dir_all(root.path().join("dev")).unwrap();
+        let null = root.path().join("dev/null");
+        let tried = || {
+            let file = document(root.path(), "cat /proc/version", |document| {
+                let mounts = document["mounts"].as_array_mut().unwrap();
+                mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+                document["linux"]["maskedPaths"] = json!(["/proc/version"]);
+            });
+            let config = file.path().to_str().unwrap();
+            ctr(&["run", "--rm", "--runtime", Runtime::Husk.name(), "--config", config, "masked"])
+        };
+        symlink("/proc/sys/kernel/core_pattern", &null).unwrap();
+        refused(&tried(), &["cannot mask /proc/version", "/dev/null is not the null device"]);
+        fs::remove_file(&null).unwrap();
+        fs::write(&null, "a word").unwrap();
+        refused(&tried(), &["cannot mask /proc/version", "/dev/null is not the null device"]);
+    });
+}

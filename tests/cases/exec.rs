@@ -66,7 +66,8 @@ fn an_exec_has_its_own_rights_and_not_its_containers() {
         let script = "grep -E '^(Groups|Umask|CapPrm|CapEff|CapBnd|NoNewPrivs)' /proc/self/status; ulimit -Sn; ulimit -Hn; \
                       echo problem >&2";
         let process = |privileges: bool| {
-            let raw = json!(["CAP_NET_RAW"]);
+            // The second is of no kernel: it is passed over.
+            let raw = json!(["CAP_NET_RAW", "CAP_NOSUCH"]);
             json!({
                 "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"],
                 "user": { "uid": 0, "gid": 0, "umask": 0o27, "additionalGids": [7, 8] },

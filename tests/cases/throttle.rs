@@ -102,6 +102,29 @@ fn rates_of_a_device_hold_for_the_files_that_come_from_it() {
 }
 
 #[test]
+fn operations_of_a_device_are_limited_both_ways() {
+    leaves_nothing(|| {
+        let (root, (data, device)) = (busybox(), on_disk());
+        for number in 0..40 {
+            std::fs::write(data.path().join(format!("small{number}")), "word").unwrap();
+        }
+        let writes = "dd if=/dev/zero of=/data/file bs=512 count=40";
+        let reads = "cat /data/small*";
+        let limited = rates(device, "throttleWriteIOPSDevice", 10);
+        let container = started("operations", root.path(), data.path(), "sleep 100000", &limited);
+        let written = time(&container, "forty-writes-limited", writes);
+        assert!((3.5..12.0).contains(&written), "{written}");
+        let both = json!({ "blockIO": {
+            "throttleWriteIOPSDevice": [{ "major": device.0, "minor": device.1, "rate": 0 }],
+            "throttleReadIOPSDevice": [{ "major": device.0, "minor": device.1, "rate": 10 }] } });
+        update("operations", &both).unwrap();
+        let read = time(&container, "forty-reads-limited", reads);
+        let written = time(&container, "forty-writes-free", writes);
+        assert!((3.5..12.0).contains(&read) && written < 2.5, "{read} {written}");
+    });
+}
+
+#[test]
 fn who_waits_for_a_rate_can_be_killed() {
     leaves_nothing(|| {
         let (root, (data, device)) = (busybox(), on_disk());

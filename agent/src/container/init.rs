@@ -140,8 +140,7 @@ fn prepare(given: &Given<'_>) -> Result<Program, String> {
     }
     plan.hooks().create()?;
     mounts::pivot(plan.place().is_host())?;
-    let hostname = plan.spec().hostname().as_deref().filter(|name| !name.is_empty());
-    if let Some(name) = hostname.filter(|_| plan.has_namespace(libc::CLONE_NEWUTS)) {
+    if let Some(name) = plan.spec().hostname().as_deref().filter(|name| !name.is_empty()) {
         rustix::system::sethostname(name.as_bytes())
             .map_err(|cause| format!("cannot set the hostname {name}: {cause}"))?;
     }

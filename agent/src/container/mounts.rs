@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
@@ -237,12 +237,25 @@ pub(super) fn mask(path: &str) -> Result<(), String> {
             fsconfig_create(context.as_fd())?;
             fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?
         } else {
-            open_tree(CWD, "/dev/null", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?
+            null_device()?
         };
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         Ok(move_mount(&cover, "", &found, "", flags)?)
     };
     attempt().map_err(|cause| format!("cannot mask {path}: {cause}"))
+}
+
+/// A mount of the container's null device. An image can have something else of this name, and a link leads anywhere: whatever stands
+/// there would be shown in the place of what is masked, or be written by who writes there.
+fn null_device() -> io::Result<OwnedFd> {
+    const NULL: &str = "/dev/null";
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let tree = open_tree(CWD, NULL, flags)?;
+    let found = fstat(&tree)?;
+    if !FileType::from_raw_mode(found.st_mode).is_char_device() || found.st_rdev != makedev(1, 3) {
+        return Err(io::Error::other(format!("the container's {NULL} is not the null device (c 1:3)")));
+    }
+    Ok(tree)
 }
 
 /// Makes `path` of the container, which is the root already, read-only. One that does not exist needs nothing.

@@ -1,6 +1,6 @@
 //! What the OCI document asks for, checked: what cannot be done is refused here, before anything is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use rustix::mount::MountPropagationFlags;
 use super::cgroup::{Limits, allow_everything};
 use super::devices::Node;
 use super::hooks::{StartHooks, Told};
+use super::mount_options::Options;
 use super::mounts;
 use super::numbers::Drivers;
 use super::place::Place;
@@ -113,12 +114,16 @@ impl Plan {
             let what = "uidMappings and gidMappings of the whole document".to_owned();
             return Err(PlanError::Invalid { what, why: "the specification has them in linux and in mounts" });
         }
-        let domainname = spec.domainname().as_deref().is_some_and(|name| !name.is_empty());
-        if domainname && namespaces & u64::from(libc::CLONE_NEWUTS.unsigned_abs()) == 0 {
-            return Err(PlanError::Invalid {
-                what: "domainname".to_owned(),
-                why: "the document has no UTS namespace for it",
-            });
+        if namespaces & u64::from(libc::CLONE_NEWUTS.unsigned_abs()) == 0 {
+            let names = [("hostname", spec.hostname()), ("domainname", spec.domainname())];
+            if let Some((field, _)) =
+                names.into_iter().find(|(_, name)| name.as_deref().is_some_and(|name| !name.is_empty()))
+            {
+                return Err(PlanError::Invalid {
+                    what: field.to_owned(),
+                    why: "the document has no UTS namespace of its own for it",
+                });
+            }
         }
         // In a guest the network is the pod's.
         let joins_network = joined.iter().any(|joined| joined.flag == libc::CLONE_NEWNET);
@@ -133,6 +138,11 @@ impl Plan {
         let mut notices = Vec::new();
         if !place.is_host() {
             notices.extend(process.notices());
+        }
+        if spec.mounts().iter().flatten().any(has_options_of_a_file_system) {
+            notices.push(
+                "mounts: a bind mount has no options of a file system: those that are none of a mount do nothing",
+            );
         }
         if of_other_platforms(&spec) {
             notices.push(
@@ -332,7 +342,12 @@ fn missing_device(node: &Node) -> PlanError {
 fn namespaces(linux: &Linux, place: Place) -> Result<(u64, Vec<Joined>), PlanError> {
     let mut flags = 0;
     let mut joined = Vec::new();
+    let mut seen = HashSet::new();
     for namespace in linux.namespaces().iter().flatten() {
+        if !seen.insert(namespace.typ()) {
+            let what = format!("linux.namespaces: {}", namespace.typ());
+            return Err(PlanError::Invalid { what, why: "is there twice" });
+        }
         let flag = match namespace.typ() {
             // The guest's network is the pod's, as it was prepared on the host.
             LinuxNamespaceType::Network if !place.is_host() => continue,
@@ -444,7 +459,24 @@ fn check_mount(number: usize, mount: &Mount, has_source: bool) -> Result<(), Pla
     if kind.is_empty() && !is_bind {
         return invalid("it has no type, and is no bind mount");
     }
+    let mapped =
+        [mount.uid_mappings(), mount.gid_mappings()].into_iter().flatten().any(|mappings| !mappings.is_empty());
+    let to_map = options.iter().any(|option| option == "idmap" || option == "ridmap");
+    if !is_bind && (mapped || to_map) {
+        return invalid("only a bind mount can have uidMappings, gidMappings and the options idmap and ridmap");
+    }
+    if to_map && !mapped {
+        return invalid("idmap and ridmap need uidMappings and gidMappings");
+    }
     Ok(())
+}
+
+/// Whether a bind mount has options that only a new file system could have. The kernel passes them over, and so does runc.
+fn has_options_of_a_file_system(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let is_bind =
+        mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind");
+    is_bind && !Options::parse(options).data.is_empty()
 }
 
 /// A mount's destination as a path below the root.

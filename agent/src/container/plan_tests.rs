@@ -31,7 +31,8 @@ fn an_ordinary_document_is_a_plan() {
     let plan = planned(document(|_| {})).unwrap();
     assert!(plan.has_namespace(libc::CLONE_NEWPID) && plan.has_namespace(libc::CLONE_NEWNS));
     assert!(!plan.has_namespace(libc::CLONE_NEWNET) && !plan.has_namespace(libc::CLONE_NEWUTS));
-    assert_eq!(plan.process().limits(), [(libc::RLIMIT_NOFILE, 10, 20)]);
+    let limits: Vec<_> = plan.process().limits().map(|limit| (limit.resource, limit.soft, limit.hard)).collect();
+    assert_eq!(limits, [(libc::RLIMIT_NOFILE, 10, 20)]);
     let capabilities = plan.process().capabilities();
     assert_eq!(capabilities.bounding.bits(), 1 | 1 << 39);
     assert_eq!((capabilities.effective.bits(), capabilities.permitted.bits()), (1, 0));
@@ -59,8 +60,10 @@ fn what_cannot_be_is_refused_by_name() {
     let source = Sources::from([(0, PathBuf::from("/run/husk/shares/x"))]);
     // The document's first mount is /proc.
     assert!(Plan::new(document(|_| {}), source, Place::Guest).unwrap_err().to_string().contains("no other mount has"));
-    let misplaced = |d: &mut serde_json::Value| d["uidMappings"] = serde_json::json!([mapping(0, 1, 1)]);
-    assert!(refusal(misplaced).contains("uidMappings and gidMappings of the whole document"));
+    for field in ["uidMappings", "gidMappings"] {
+        let misplaced = |d: &mut serde_json::Value| d[field] = serde_json::json!([mapping(0, 1, 1)]);
+        assert!(refusal(misplaced).contains("uidMappings and gidMappings of the whole document"), "{field}");
+    }
     let up = |d: &mut serde_json::Value| {
         d["mounts"] = serde_json::json!([{ "destination": "/../x", "type": "tmpfs" }]);
     };
@@ -137,6 +140,64 @@ fn mappings_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn what_is_there_twice_or_does_not_fit_is_refused() {
+    let set = |key: &'static str, value: serde_json::Value| {
+        refusal(move |d| d.as_object_mut().unwrap().extend([(key.to_owned(), value)]))
+    };
+    assert!(set("hostname", "x".into()).starts_with("hostname: the document has no UTS namespace"));
+    assert!(set("domainname", "x".into()).starts_with("domainname: the document has no UTS namespace"));
+    assert!(
+        planned(document(|d| {
+            d["hostname"] = "x".into();
+            d["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({ "type": "uts" }));
+        }))
+        .is_ok()
+    );
+    let twice = |d: &mut serde_json::Value| {
+        d["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({ "type": "pid" }));
+    };
+    assert!(refusal(twice).starts_with("linux.namespaces: pid: is there twice"), "{}", refusal(twice));
+    let twice = |d: &mut serde_json::Value| {
+        let limits = d["process"]["rlimits"].as_array_mut().unwrap();
+        limits.push(limits[0].clone());
+    };
+    assert!(refusal(twice).starts_with("process.rlimits: RLIMIT_NOFILE: is there twice"), "{}", refusal(twice));
+    let size = |d: &mut serde_json::Value| {
+        d["process"]["consoleSize"] = serde_json::json!({ "width": 65536, "height": 1 });
+    };
+    assert!(refusal(size).starts_with("process.consoleSize 65536 x 1: "), "{}", refusal(size));
+    let mount = |field: &'static str, value: serde_json::Value| {
+        refusal(move |d| d["mounts"][0].as_object_mut().unwrap().extend([(field.to_owned(), value)]))
+    };
+    for text in [
+        mount("uidMappings", serde_json::json!([mapping(0, 1, 1)])),
+        mount("gidMappings", serde_json::json!([mapping(0, 1, 1)])),
+        mount("options", serde_json::json!(["idmap"])),
+    ] {
+        assert!(text.starts_with("mounts[0], at /proc: only a bind mount can have"), "{text}");
+    }
+}
+
+#[test]
+fn a_bind_mounts_own_options_are_known() {
+    let with = |options: serde_json::Value| {
+        let spec = document(|d| {
+            d["mounts"] =
+                serde_json::json!([{ "destination": "/x", "type": "bind", "source": "/etc", "options": options }]);
+        });
+        let sources = Sources::from([(0, PathBuf::from("/run/husk/shares/x"))]);
+        Plan::new(spec, sources, Place::Guest)
+    };
+    assert_eq!(with(serde_json::json!(["rbind", "rro", "rprivate"])).unwrap().notices(), [] as [&str; 0]);
+    for option in ["nosuidd", "size=1m"] {
+        let plan = with(serde_json::json!(["rbind", option])).unwrap();
+        assert!(plan.notices()[0].starts_with("mounts: a bind mount has no options of a file system"), "{option}");
+    }
+    let error = with(serde_json::json!(["rbind", "ridmap"])).unwrap_err().to_string();
+    assert!(error.contains("idmap and ridmap need uidMappings and gidMappings"), "{error}");
+}
+
+#[test]
 fn what_is_not_applied_is_said() {
     let plan = planned(document(|d| {
         d["process"]["apparmorProfile"] = "cri-containerd.apparmor.d".into();
@@ -145,10 +206,16 @@ fn what_is_not_applied_is_said() {
         d["linux"]["resources"] = serde_json::json!({ "memory": { "swappiness": 10 } });
     }));
     assert_eq!(plan.unwrap().notices().len(), 3);
-    let plan = planned(document(|d| d["process"]["user"]["username"] = "somebody".into()));
-    assert!(plan.unwrap().notices()[0].contains("process.user.username"));
-    let plan = planned(document(|d| d["windows"] = serde_json::json!({ "layerFolders": ["C:\\"] })));
-    assert!(plan.unwrap().notices()[0].contains("windows"));
+    let one = |field: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let plan = planned(document(change)).unwrap();
+        assert!(plan.notices().len() == 1 && plan.notices()[0].contains(field), "{field}: {:?}", plan.notices());
+    };
+    one("process.user.username", &|d| d["process"]["user"]["username"] = "somebody".into());
+    one("process.commandLine", &|d| d["process"]["commandLine"] = "dir".into());
+    one("windows", &|d| d["windows"] = serde_json::json!({ "layerFolders": ["C:\\"] }));
+    one("solaris", &|d| d["solaris"] = serde_json::json!({ "milestone": "svc:/milestone/container:default" }));
+    one("zos", &|d| d["zos"] = serde_json::json!({}));
+    one("vm", &|d| d["vm"] = serde_json::json!({ "kernel": { "path": "/vmlinux" } }));
 }
 
 #[test]
@@ -226,6 +293,9 @@ fn what_the_kernel_is_asked_for_is_checked() {
     let flags = serde_json::json!({ "domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"] });
     assert!(refusal(|d| d["linux"]["personality"] = flags).contains("linux.personality.flags"));
     assert!(refusal(|d| d["linux"]["intelRdt"] = serde_json::json!({})).contains("linux.intelRdt"));
+    let policy = serde_json::json!({ "mode": "MPOL_BIND", "nodes": "0" });
+    let refused = refusal(|d| d["linux"]["memoryPolicy"] = policy);
+    assert!(refused.contains("linux.memoryPolicy"), "{refused}");
     let device = serde_json::json!({ "eth0": { "name": "eth1" } });
     assert!(refusal(|d| d["linux"]["netDevices"] = device).contains("linux.netDevices"));
     assert!(

@@ -14,7 +14,7 @@ use rustix::thread::{
 };
 
 use super::below::directory_below;
-use super::process_plan::{ProcessPlan, all_capabilities};
+use super::process_plan::{Limit, ProcessPlan, all_capabilities};
 use super::seccomp::Filter;
 use crate::stdio::Stdio;
 
@@ -184,12 +184,12 @@ pub(super) fn make_working_directory(plan: &ProcessPlan) -> Result<(), String> {
 pub(super) fn set_limits(pid: u32, plan: &ProcessPlan) -> Result<(), String> {
     // The agent's own is not a container's.
     crate::boot::restore_files(pid).map_err(|cause| format!("cannot set the limit of open files: {cause}"))?;
-    for (resource, soft, hard) in plan.limits() {
+    for Limit { name, resource, soft, hard } in plan.limits() {
         let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
         // SAFETY: the limit is valid, the kernel only reads it, and nothing wants the old one.
         if unsafe { libc::prlimit(pid.cast_signed(), resource, &raw const limit, std::ptr::null_mut()) } < 0 {
             let cause = io::Error::last_os_error();
-            return Err(format!("cannot set resource limit {resource} to {soft} and {hard}: {cause}"));
+            return Err(format!("cannot set process.rlimits {name} to {soft} and {hard}: {cause}"));
         }
     }
     Ok(())

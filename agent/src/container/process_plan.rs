@@ -19,8 +19,14 @@ pub(super) struct Capabilities {
     pub(super) ambient: CapabilitySet,
 }
 
-/// A limit of setrlimit(2): resource, soft, hard.
-pub(super) type Limit = (libc::__rlimit_resource_t, u64, u64);
+/// A limit of setrlimit(2).
+pub(super) struct Limit {
+    /// As the document has it.
+    pub(super) name: PosixRlimitType,
+    pub(super) resource: libc::__rlimit_resource_t,
+    pub(super) soft: u64,
+    pub(super) hard: u64,
+}
 
 /// A checked `process`.
 #[derive(Debug)]
@@ -45,6 +51,16 @@ impl ProcessPlan {
         if let Some(text) = strings.into_iter().find(|text| text.contains('\0')) {
             let what = format!("process argument {text:?}");
             return Err(PlanError::Invalid { what, why: "contains a zero byte" });
+        }
+        let limits = process.rlimits().as_deref().unwrap_or_default();
+        let is_there = |number: usize, kind| limits[..number].iter().any(|limit| limit.typ() == kind);
+        if let Some((_, limit)) = limits.iter().enumerate().find(|(number, limit)| is_there(*number, limit.typ())) {
+            let what = format!("process.rlimits: {}", limit.typ());
+            return Err(PlanError::Invalid { what, why: "is there twice" });
+        }
+        if let Some(size) = process.console_size().filter(|size| size.width().max(size.height()) > u16::MAX.into()) {
+            let what = format!("process.consoleSize {} x {}", size.width(), size.height());
+            return Err(PlanError::Invalid { what, why: "a terminal has at most 65535 columns and rows" });
         }
         let scheduling = Scheduling::of(&process)?;
         Ok(Self { process, args, scheduling })
@@ -86,9 +102,14 @@ impl ProcessPlan {
         Some((u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?))
     }
 
-    pub(super) fn limits(&self) -> Vec<Limit> {
+    pub(super) fn limits(&self) -> impl Iterator<Item = Limit> {
         let limits = self.process.rlimits().iter().flatten();
-        limits.map(|limit| (resource(limit.typ()), limit.soft(), limit.hard())).collect()
+        limits.map(|limit| Limit {
+            name: limit.typ(),
+            resource: resource(limit.typ()),
+            soft: limit.soft(),
+            hard: limit.hard(),
+        })
     }
 
     /// The capabilities, if the document has any; else none are given.

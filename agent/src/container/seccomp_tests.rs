@@ -81,6 +81,14 @@ fn actions_do_what_they_say() {
     assert_eq!(with(json!({ "action": "SCMP_ACT_LOG" })), [0, 0]);
     assert_eq!(with(json!({ "action": "SCMP_ACT_ERRNO" })), [-1, -1]);
     assert_eq!(with(json!({ "action": "SCMP_ACT_ERRNO", "errnoRet": 111 })), [-111, -111]);
+    // All calls but those that the harness needs.
+    let rest = json!({ "names": ["write", "exit_group", "prctl", "seccomp"], "action": "SCMP_ACT_ALLOW" });
+    let default = |errno: Value| {
+        let mut document = json!({ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [rest] });
+        document.as_object_mut().unwrap().extend(errno.as_object().unwrap().clone());
+        filtered(&filter(document).unwrap(), &[getpgid])
+    };
+    assert_eq!((default(json!({})), default(json!({ "defaultErrnoRet": 99 }))), (vec![-1], vec![-99]));
     // Nobody traces it.
     assert_eq!(with(json!({ "action": "SCMP_ACT_TRACE", "errnoRet": 5 })), [-38, -38]);
     let killed = ["KILL", "KILL_PROCESS", "KILL_THREAD", "TRAP"];
@@ -184,6 +192,8 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(refusal(json!({ "defaultAction": "SCMP_ACT_NOTIFY" })).contains("linux.seccomp.defaultAction"));
     let listener = refusal(json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/x" }));
     assert!(listener.contains("linux.seccomp.listenerPath"), "{listener}");
+    let metadata = refusal(json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "x" }));
+    assert!(metadata.contains("listenerMetadata"), "{metadata}");
     let large = rule(json!({ "names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096 }));
     assert!(large.contains("syscalls[1].errnoRet 4096: it can be 4095 at most"), "{large}");
     let none = rule(json!({ "names": ["mount"], "action": "SCMP_ACT_KILL", "errnoRet": 1 }));

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, Uid, open};
+use rustix::fs::{Mode, OFlags, Uid, open};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -47,14 +47,16 @@ pub(super) fn take(size: Option<(u16, u16)>, user: u32) -> Result<OwnedFd, Strin
 pub(super) fn make_console() -> Result<(), String> {
     let attempt = || -> rustix::io::Result<()> {
         // A file to mount onto; one that is there is the image's.
-        drop(open(
+        let file = open(
             CONSOLE,
             OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC,
             Mode::from_raw_mode(0o666),
-        )?);
+        )?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = open_tree(rustix::stdio::stdin(), "", flags)?;
-        move_mount(&tree, "", CWD, CONSOLE, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        // Onto what was opened, whatever has this name by now.
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(&tree, "", &file, "", flags)
     };
     attempt().map_err(|cause| format!("cannot make {CONSOLE}: {cause}"))
 }

@@ -56,14 +56,6 @@ pub(super) fn plan(document: &Spec, bundle: &Path, id: &str) -> Result<Plan, Oci
     }
     let mut plan = Plan::new(document.clone(), sources, Place::Host)?;
     refuse_labels(document)?;
-    let private = |flag| plan.has_namespace(flag);
-    if document.hostname().as_deref().is_some_and(|name| !name.is_empty()) && !private(libc::CLONE_NEWUTS) {
-        return Err(PlanError::Invalid {
-            what: "hostname".to_owned(),
-            why: "the document has no UTS namespace of its own for it",
-        }
-        .into());
-    }
     plan.tell(Told { id: id.to_owned(), bundle: bundle.to_owned(), ..Told::default() });
     Ok(plan)
 }

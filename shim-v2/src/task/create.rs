@@ -59,7 +59,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
     }
     let (spec, unknown) = document::read(&document).map_err(spec_error)?;
     if !unknown.is_empty() {
-        warn!(container = id, stage = "request"; "config.json has fields that husk does not know, and that do nothing: {unknown}");
+        warn!(container = id, stage = "request"; "config.json has what husk does not know, and what does nothing: {unknown}");
     }
     // Until the pod has its network, or this one has failed: what one Create makes in the namespace is another pod's to a second one.
     let first = pod.first().await;

@@ -4,7 +4,10 @@
 use std::fmt;
 
 use husk_protocol::document::shortened;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Capability, Process, Spec};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Names of unknown fields that one message has.
 const MOST_NAMES: usize = 16;
@@ -52,22 +55,66 @@ impl fmt::Display for Unknown {
 /// # Errors
 /// See [`DocumentError`].
 pub fn read(bytes: &[u8]) -> Result<(Spec, Unknown), DocumentError> {
+    read_with(bytes, "/process/capabilities")
+}
+
+/// Reads the `process` of an exec.
+///
+/// # Errors
+/// See [`DocumentError`].
+pub fn read_process(bytes: &[u8]) -> Result<(Process, Unknown), DocumentError> {
+    read_with(bytes, "/capabilities")
+}
+
+/// Capabilities that husk does not know are passed over, and said, as with runc: a client on a host with a later kernel gives a
+/// privileged container all that this has. `capabilities` is where they are (RFC 6901).
+fn read_with<T: DeserializeOwned>(bytes: &[u8], capabilities: &str) -> Result<(T, Unknown), DocumentError> {
+    let cause = match parse(bytes) {
+        Ok(read) => return Ok(read),
+        Err(cause) => cause,
+    };
+    // Only now: whoever has none of these does not pay for them.
+    let Some((bytes, left_out)) = known_capabilities(bytes, capabilities) else { return Err(named::<T>(bytes, cause)) };
+    let (document, mut unknown) = parse(&bytes).map_err(|cause| named::<T>(&bytes, cause))?;
+    unknown.0.extend(left_out);
+    Ok((document, unknown))
+}
+
+/// The document without the capabilities that nobody here knows, and which those are; none: there are none of these.
+fn known_capabilities(bytes: &[u8], capabilities: &str) -> Option<(Vec<u8>, Vec<String>)> {
+    let mut document: Value = serde_json::from_slice(bytes).ok()?;
+    let mut left_out = Vec::new();
+    for (set, names) in document.pointer_mut(capabilities)?.as_object_mut()? {
+        let Some(names) = names.as_array_mut() else { continue };
+        names.retain(|name| {
+            let known = !name.is_string() || Capability::deserialize(name).is_ok();
+            if !known {
+                left_out
+                    .push(shortened(&format!("{}.{set}[] {name}", capabilities[1..].replace('/', "."))).to_string());
+            }
+            known
+        });
+    }
+    let bytes = serde_json::to_vec(&document).ok()?;
+    (!left_out.is_empty()).then_some((bytes, left_out))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<(T, Unknown)> {
     let mut unknown = Unknown::default();
     let mut content = serde_json::Deserializer::from_slice(bytes);
-    let spec = serde_ignored::deserialize(&mut content, |path| {
+    let document = serde_ignored::deserialize(&mut content, |path| {
         // It writes ".?" for what may be missing.
         unknown.0.push(path.to_string().replace(".?", ""));
     });
-    match spec.and_then(|spec| content.end().map(|()| spec)) {
-        Ok(spec) => Ok((spec, unknown)),
-        Err(cause) => Err(named(bytes, cause)),
-    }
+    let document = document?;
+    content.end()?;
+    Ok((document, unknown))
 }
 
 /// The error with its field, for which everything is read once more: only who fails pays for the names.
-fn named(bytes: &[u8], cause: serde_json::Error) -> DocumentError {
+fn named<T: DeserializeOwned>(bytes: &[u8], cause: serde_json::Error) -> DocumentError {
     let mut content = serde_json::Deserializer::from_slice(bytes);
-    match serde_path_to_error::deserialize::<_, Spec>(&mut content) {
+    match serde_path_to_error::deserialize::<_, T>(&mut content) {
         Err(found) => DocumentError::Content { field: found.path().to_string(), cause: found.into_inner() },
         // What comes behind the document.
         Ok(_) => DocumentError::Content { field: ".".to_owned(), cause },
@@ -97,6 +144,26 @@ mod tests {
         assert!(error(text).starts_with("linux.namespaces[0].type: unknown variant `universe`"), "{}", error(text));
         let text = format!(r#"{{"ociVersion":"1.0","linux":{{"namespaces":[{{"type":"{}"}}]}}}}"#, "x".repeat(10_000));
         assert!(error(&text).len() < 400 && error(&text).starts_with("linux.namespaces[0].type: "), "{}", error(&text));
+    }
+
+    #[test]
+    fn capabilities_of_later_kernels_are_passed_over() {
+        let process = r#"{"cwd":"/","user":{"uid":0,"gid":0},"colour":1,"capabilities":{"bounding":["CAP_CHOWN","CAP_NEW"],"effective":["CAP_NEW"]}}"#;
+        let text = format!(r#"{{"ociVersion":"1.0","process":{process}}}"#);
+        let (spec, unknown) = read(text.as_bytes()).unwrap();
+        let told =
+            r#"process.colour, process.capabilities.bounding[] "CAP_NEW", process.capabilities.effective[] "CAP_NEW""#;
+        assert_eq!(unknown.to_string(), told);
+        let sets = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
+        assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
+        assert!(sets.effective().as_ref().unwrap().is_empty());
+        let (_, unknown) = read_process(process.as_bytes()).unwrap();
+        assert!(unknown.to_string().ends_with(r#"capabilities.effective[] "CAP_NEW""#), "{unknown}");
+        // What else is wrong is told all the same, and a name has to be text.
+        let wrong = text.replace("\"cwd\":\"/\"", "\"cwd\":7");
+        assert!(error(&wrong).starts_with("process.cwd: invalid type: integer `7`"), "{}", error(&wrong));
+        let wrong = text.replace("\"CAP_CHOWN\"", "7");
+        assert!(error(&wrong).starts_with("process.capabilities.bounding[0]: "), "{}", error(&wrong));
     }
 
     #[test]

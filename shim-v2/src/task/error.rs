@@ -67,7 +67,7 @@ pub enum TaskError {
         /// Which.
         exec_id: String,
         /// Why.
-        cause: serde_json::Error,
+        cause: DocumentError,
     },
     /// New limits.
     #[error("container {id}: cannot read its new limits: {cause}")]

@@ -6,10 +6,11 @@ use containerd_shim_protos::api::{DeleteResponse, ExecProcessRequest};
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted};
 use husk_protocol::agent::ExecRequest;
 use log::{debug, warn};
-use oci_spec::runtime::{BoxBuilder, Process as Document};
+use oci_spec::runtime::BoxBuilder;
 use protobuf::MessageField;
 
 use super::container::{Container, Exec};
+use super::document::{self, DocumentError};
 use super::error::{Result, TaskError};
 use super::life::{Life, SIGKILL, answer};
 use super::process::{Phase, Process};
@@ -37,7 +38,10 @@ impl Life {
         }
         can_exec(&container)?;
         let invalid = |cause| TaskError::Exec { id: id.to_owned(), exec_id: exec_id.to_owned(), cause };
-        let mut document: Document = serde_json::from_slice(&request.spec.value).map_err(invalid)?;
+        let (mut document, unknown) = document::read_process(&request.spec.value).map_err(invalid)?;
+        if !unknown.is_empty() {
+            warn!(container = id, stage = "exec"; "exec {exec_id}: its process has what husk does not know, and what does nothing: {unknown}");
+        }
         // The request's word counts, as with runc's shim.
         document.set_terminal(Some(request.terminal()));
         let names = Names {
@@ -118,8 +122,10 @@ impl Life {
                 serde_json::to_vec(&document)
             }
         };
-        let process =
-            document.map_err(|cause| TaskError::Exec { id: container.id.clone(), exec_id: exec.id.clone(), cause })?;
+        let process = document.map_err(|cause| {
+            let cause = DocumentError::Content { field: ".".to_owned(), cause };
+            TaskError::Exec { id: container.id.clone(), exec_id: exec.id.clone(), cause }
+        })?;
         let request = ExecRequest {
             container_id: container.id.clone(),
             exec_id: exec.id.clone(),

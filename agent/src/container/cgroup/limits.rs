@@ -134,7 +134,7 @@ impl Limits {
             others::rdma(resources, &mut limits.settings);
         }
         // The last, so that they go before all others, as with runc.
-        others::unified(resources.unified().as_ref(), place, &mut limits.settings)?;
+        others::unified(resources.unified().as_ref(), place, &mut limits.settings, &mut limits.notices)?;
         if let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) {
             limits.devices = Some(Rule::all(rules, place)?);
         }

@@ -99,6 +99,24 @@ fn what_does_nothing_is_said() {
 }
 
 #[test]
+fn weights_of_block_io_are_set_and_said_to_do_nothing() {
+    for resources in [
+        json!({ "blockIO": { "weight": 500 } }),
+        json!({ "unified": { "io.weight": "50" } }),
+        json!({ "unified": { "io.weight": "50", "io.bfq.weight": "50" } }),
+    ] {
+        let limits = of(resources.clone()).unwrap();
+        assert!(limits.settings.iter().any(|setting| setting.file == "io.weight"), "{resources}");
+        assert!(
+            limits.notices.len() == 1 && limits.notices[0].contains("weights of block I/O"),
+            "{:?}",
+            limits.notices
+        );
+    }
+    assert!(of(json!({ "blockIO": { "weight": 0 } })).unwrap().notices.is_empty());
+}
+
+#[test]
 fn what_cannot_be_is_refused_by_field_and_value() {
     refused(json!({ "pids": { "limit": -5 } }), &["linux.resources.pids.limit -5", "negative"]);
     refused(json!({ "memory": { "limit": 1 } }), &["linux.resources.memory.limit 1: ", "page"]);

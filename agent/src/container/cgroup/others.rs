@@ -45,6 +45,11 @@ pub(super) fn rdma(resources: &LinuxResources, settings: &mut Vec<Setting>) {
     }
 }
 
+/// What a weight is good for in a guest.
+const WITHOUT_DEVICE: &str = "weights of block I/O are set, and do nothing: the guest's files come from the host, and not from a block device whose time is shared out";
+/// Files that share out the time of block devices, by other words.
+const SHARES_OF_TIME: [&str; 2] = ["io.weight", "io.bfq.weight"];
+
 /// Weights of version 1.
 const WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
 
@@ -64,6 +69,9 @@ pub(super) fn block_io(
         // runc's formula: from 10..1000 to 1..10000.
         let weight = 1 + (u64::from(weight) - 10) * 9999 / 990;
         settings.push(Setting::new(field, "io.weight", weight.to_string()));
+        if !place.is_host() {
+            notices.push(WITHOUT_DEVICE);
+        }
     }
     if block_io.leaf_weight().is_some_and(|weight| weight != 0) {
         notices.push("linux.resources.blockIO.leafWeight does nothing: cgroup v2 has none");
@@ -128,6 +136,7 @@ pub(super) fn unified(
     unified: Option<&HashMap<String, String>>,
     place: Place,
     settings: &mut Vec<Setting>,
+    notices: &mut Vec<&'static str>,
 ) -> Result<(), PlanError> {
     let mut files: Vec<_> = unified.into_iter().flatten().collect();
     files.sort_unstable();
@@ -156,6 +165,9 @@ pub(super) fn unified(
         if !place.is_host() && file.starts_with("io.") && value.lines().any(names_device) {
             let remedy = ": it names a block device of the host, and the guest's files do not come from one";
             return Err(PlanError::Refused { what: field, remedy });
+        }
+        if !place.is_host() && SHARES_OF_TIME.contains(&file.as_str()) && !notices.contains(&WITHOUT_DEVICE) {
+            notices.push(WITHOUT_DEVICE);
         }
         // These name the host's, in whatever words.
         match file.as_str() {
