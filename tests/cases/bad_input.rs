@@ -43,7 +43,7 @@ pub fn installed(name: &str) -> PathBuf {
 }
 
 /// A mount that is gone when this is dropped.
-struct Mounted(PathBuf);
+pub struct Mounted(pub PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {

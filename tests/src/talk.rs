@@ -2,7 +2,7 @@
 //! (`husk-test-probe serve`, `talk`, `many`, `whole`) is the same in containers and on the host.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
@@ -18,9 +18,9 @@ const LONGEST: usize = 65507;
 /// Where [`Server`] listens for datagrams to groups: IPv4's at this many above its port.
 const GROUPS_ABOVE: u16 = 1;
 /// The groups.
-pub const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
 /// Of the link.
-pub const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0x1234, 0x5678);
+const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0x1234, 0x5678);
 
 /// Serves until the process ends. `ready` is called when it can be reached.
 ///
@@ -143,37 +143,50 @@ pub fn stream(to: SocketAddr, length: usize) -> io::Result<()> {
 /// It does not.
 pub fn datagram(to: SocketAddr, length: usize) -> io::Result<()> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    exchange(&UdpSocket::bind((any, 0))?, to, length)
+    exchange(&UdpSocket::bind((any, 0))?, to, length, |_| true)
 }
 
-/// As [`datagram`], from this address: groups are sent to by the interface that has it.
+/// Sends a datagram of this length to a server's group from this address, which is that of an interface; with IPv6 by the interface
+/// `index`. It has to come back from `by`, or, without that, from somebody else than this host or container: whoever has joined
+/// the group answers, and that may be a server of one's own.
 ///
 /// # Errors
 /// As [`datagram`].
-pub fn datagram_from(from: IpAddr, to: SocketAddr, length: usize) -> io::Result<()> {
-    exchange(&UdpSocket::bind((from, 0))?, to, length)
+pub fn in_group(from: IpAddr, index: u32, port: u16, by: Option<IpAddr>, length: usize) -> io::Result<()> {
+    let (from, to): (SocketAddr, SocketAddr) = match from {
+        IpAddr::V4(_) => ((from, 0).into(), (GROUP, port + GROUPS_ABOVE).into()),
+        IpAddr::V6(_) => ((Ipv6Addr::UNSPECIFIED, 0).into(), SocketAddrV6::new(GROUP6, port, 0, index).into()),
+    };
+    let is_other = |mut who: SocketAddr| match by {
+        Some(by) => who.ip() == by,
+        None => {
+            who.set_port(0);
+            UdpSocket::bind(who).is_err()
+        }
+    };
+    exchange(&UdpSocket::bind(from)?, to, length, is_other)
 }
 
-fn exchange(socket: &UdpSocket, to: SocketAddr, length: usize) -> io::Result<()> {
+fn exchange(socket: &UdpSocket, to: SocketAddr, length: usize, counts: impl Fn(SocketAddr) -> bool) -> io::Result<()> {
     socket.set_read_timeout(Some(LOST))?;
     let sent = pattern(length, length as u64);
     let mut came = vec![0; 1 << 16];
     let mut last = None;
     for _ in 0..TRIES {
         socket.send_to(&sent, to)?;
-        match socket.recv_from(&mut came) {
-            Ok((count, _)) if came[..count] == sent[..] => return Ok(()),
-            Ok((count, _)) => return Err(wrong(format!("{count} bytes came back for {length}, or others"))),
-            Err(cause) => last = Some(cause),
+        loop {
+            match socket.recv_from(&mut came) {
+                Ok((_, who)) if !counts(who) => {}
+                Ok((count, _)) if came[..count] == sent[..] => return Ok(()),
+                Ok((count, _)) => return Err(wrong(format!("{count} bytes came back for {length}, or others"))),
+                Err(cause) => {
+                    last = Some(cause);
+                    break;
+                }
+            }
         }
     }
     Err(last.unwrap_or_else(|| wrong("lost")))
-}
-
-/// Where datagrams to the group come to a server at `port`.
-#[must_use]
-pub fn group(port: u16) -> SocketAddr {
-    (GROUP, port + GROUPS_ABOVE).into()
 }
 
 /// Everything: short and long, each with what came of it.
@@ -228,7 +241,7 @@ pub fn whole(to: SocketAddr, mtu: usize) -> io::Result<()> {
     let socket = UdpSocket::bind((any, 0))?;
     set(&socket, level, option, libc::IP_PMTUDISC_DO)?;
     let length = mtu - header - UDP;
-    exchange(&socket, to, length)?;
+    exchange(&socket, to, length, |_| true)?;
     match socket.send_to(&pattern(length + 1, 0), to) {
         Err(cause) if cause.raw_os_error() == Some(libc::EMSGSIZE) => Ok(()),
         Ok(_) => Err(wrong(format!("{} bytes are sent whole too", mtu + 1))),

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use husk_tests::ctr::{Detached, must};
+use husk_tests::ctr::{Detached, must, wait_for_state};
 use husk_tests::host::{kill_processes_of, processes_of, remove_fifos, wait_for_end};
 use husk_tests::network::{Namespace, Server};
 
@@ -59,12 +59,20 @@ fn a_killed_pod_leaves_room_for_the_next() {
         assert!(Command::new("kill").arg("-KILL").args(&pids).status().unwrap().success());
         ended.iter().for_each(|pid| wait_for_end(pid.cast_unsigned()));
         drop(first);
-        // containerd has called `delete`, or does now.
+        same(&namespace.listing(), &before, "after delete, of shim and VMM");
         let mut next = session("killed-2", &root, &namespace);
         let _server = Server::here(PORT);
         talk(&mut next, GATEWAYS[0], 0);
         assert_eq!(next.end(), 0);
         same(&namespace.listing(), &before, "at the end");
+        remove_fifos();
+
+        // The machine alone: the shim sees it.
+        let lost = detached("killed-5", &root, &namespace);
+        kill_processes_of("husk-vmm");
+        wait_for_state("killed-5", "STOPPED");
+        drop(lost);
+        same(&namespace.listing(), &before, "after the VMM's end");
         remove_fifos();
 
         // `delete` alone takes back what the shim could not.

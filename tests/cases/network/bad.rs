@@ -1,11 +1,17 @@
 //! What cannot be, or goes away: the pod lives, or the error says why. Nothing hangs.
 
+use std::os::unix::fs::MetadataExt;
+
 use husk_tests::aside::Aside;
 use husk_tests::ctr::{Run, Runtime};
 use husk_tests::network::{Namespace, Server};
 use husk_tests::session::Session;
 
+use rustix::fs::{CWD, FileType, mknodat};
+use rustix::mount::{MountFlags, mount, mount_bind};
+
 use super::{GATEWAYS, PORT, bridge_link, case, log, on_bridge, root, run, same, session, talk};
+use crate::bad_input::Mounted;
 use crate::{configured, refused};
 
 #[test]
@@ -112,6 +118,22 @@ fn without_dev_net_tun_the_error_says_so() {
         let output = run(Runtime::Husk, "tun-a", &root, &namespace).run(&["true"]);
         refused(&output, &["cannot make a tap for the interface eth0", "/dev/net/tun"]);
         same(&namespace.listing(), &before, "at the end");
+        drop(aside);
+        // One that is there and may not be opened: where devices are not allowed, root may not either.
+        {
+            let directory = tempfile::tempdir().unwrap();
+            mount("none", directory.path(), "tmpfs", MountFlags::NODEV, None).unwrap();
+            let _tmpfs = Mounted(directory.path().to_owned());
+            let node = directory.path().join("tun");
+            let device = std::fs::metadata("/dev/net/tun").unwrap().rdev();
+            mknodat(CWD, &node, FileType::CharacterDevice, 0o600.into(), device).unwrap();
+            mount_bind(&node, "/dev/net/tun").unwrap();
+            let _bound = Mounted("/dev/net/tun".into());
+            let output = run(Runtime::Husk, "tun-d", &root, &namespace).run(&["true"]);
+            refused(&output, &["cannot make a tap for the interface eth0", "/dev/net/tun", "Permission denied"]);
+            same(&namespace.listing(), &before, "without permission");
+        }
+        let aside = Aside::move_away("/dev/net/tun");
         // Without interfaces nobody needs it.
         let output = Run::on_directory("tun-b", root.path()).run(&["true"]);
         assert_eq!(output.status, 0, "{}", output.errors());

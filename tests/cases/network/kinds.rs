@@ -31,10 +31,11 @@ fn talks(husk: &mut Session, peers: &[&str], addresses: &[String]) {
     }
     let _server = Server::here(PORT);
     serve(husk);
-    peers.iter().for_each(|peer| talk(husk, peer, 0));
+    // Long enough for segments to be large ones: kinds differ in what they take.
+    peers.iter().for_each(|peer| talk(husk, peer, 1));
     for address in addresses {
         super::ping(address);
-        talk_from_here(address, PORT, 0);
+        talk_from_here(address, PORT, 1);
     }
 }
 

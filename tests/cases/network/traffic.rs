@@ -1,6 +1,6 @@
 //! What goes over the pod's network: from pod to pod, to the host and back, short and long, one and many.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr};
 
 use husk_tests::ctr::Runtime;
 use husk_tests::network::{Cni, Namespace, Server, ip};
@@ -9,8 +9,8 @@ use husk_tests::talk;
 use serde_json::json;
 
 use super::{
-    BRIDGE, GATEWAYS, NETWORKS, PORT, bridge, bridge_link, case, on_bridge, ping, root, run, serve, session, talk,
-    talk_from_here,
+    BRIDGE, GATEWAYS, NETWORKS, PORT, bridge, bridge_link, case, on_bridge, ping, root, run, same, serve, session,
+    talk, talk_from_here,
 };
 
 /// Connections at once. A container may have 1,024 files open.
@@ -34,6 +34,12 @@ fn pods_talk_with_each_other_and_with_runcs() {
             talk(&mut b, &to_a, 1);
             talk(&mut c, &to_a, 1);
             talk(&mut a, &to_c, 1);
+        }
+        // What one sends to a group comes to the others.
+        let addresses: Vec<String> = cnis.iter().map(|cni| cni.addresses()[0].clone()).collect();
+        for (session, own, by) in [(&mut b, 1, 0), (&mut a, 0, 1), (&mut a, 0, 2)] {
+            let words = format!("probe group {} eth0 {PORT} {}", addresses[own], addresses[by]);
+            assert_eq!(session.must(&words), "group=ok", "{words}");
         }
         for session in [a, b, c] {
             assert_eq!(session.end(), 0);
@@ -61,12 +67,14 @@ fn megabytes_multicast_and_a_thousand_connections() {
         talk::many((ip4, PORT).into(), MANY).unwrap();
         let said = husk.must(&format!("probe many {} {PORT} {MANY}", GATEWAYS[0]));
         assert_eq!(said, "many=ok");
-        // A group, that the guest has joined, and one that the host has.
-        talk::datagram_from(GATEWAYS[0].parse().unwrap(), talk::group(PORT), 1000).unwrap();
+        // Groups, which the guest has joined and the host has: who sends is answered by the other one.
         let index: u32 =
             std::fs::read_to_string(format!("/sys/class/net/{BRIDGE}/ifindex")).unwrap().trim().parse().unwrap();
-        let group = SocketAddrV6::new(talk::GROUP6, PORT, 0, index);
-        talk::datagram_from(Ipv6Addr::UNSPECIFIED.into(), SocketAddr::V6(group), 1000).unwrap();
+        talk::in_group(GATEWAYS[0].parse().unwrap(), index, PORT, Some(ip4), 1000).unwrap();
+        talk::in_group(GATEWAYS[1].parse().unwrap(), index, PORT, None, 1000).unwrap();
+        for (address, by) in [(&addresses[0], GATEWAYS[0]), (&addresses[1], "-")] {
+            assert_eq!(husk.must(&format!("probe group {address} eth0 {PORT} {by}")), "group=ok", "{address}");
+        }
         assert_eq!(husk.end(), 0);
     });
 }
@@ -103,6 +111,38 @@ fn large_and_small_mtus_hold_on_the_whole_path() {
             talk(&mut husk, GATEWAYS[0], 1);
         }
         assert_eq!(husk.end(), 0);
+    });
+}
+
+/// One pair of queues for each CPU.
+#[test]
+fn several_queues_carry() {
+    case(|| {
+        let _bridge = bridge_link();
+        let namespace = Namespace::new("queues-a");
+        let cni = on_bridge(&namespace);
+        let before = namespace.listing();
+        let root = root();
+        let _server = Server::here(PORT);
+        for vhost in [false, true] {
+            let config = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+            let text = format!("[vm]\nvcpus = 2\n[network]\nvhost = {vhost}\n[limits]\nready_s = 60\nvmm_s = 60\n");
+            std::fs::write(config.path(), text).unwrap();
+            let flags = ["--runtime-config-path", config.path().to_str().unwrap()];
+            let mut husk = Session::start(&run(Runtime::Husk, "queues-a", &root, &namespace).flags(&flags));
+            // The second CPU comes up after the start, and its queues with it.
+            for direction in ["rx", "tx"] {
+                husk.until(&format!("[ $(ls /sys/class/net/eth0/queues | grep -c {direction}-) = 2 ]"));
+            }
+            serve(&mut husk);
+            let address: IpAddr = cni.addresses()[0].parse().unwrap();
+            talk::many((address, PORT).into(), 200).unwrap();
+            assert_eq!(husk.must(&format!("probe many {} {PORT} 200", GATEWAYS[0])), "many=ok");
+            talk(&mut husk, GATEWAYS[0], 8);
+            talk_from_here(&cni.addresses()[1], PORT, 8);
+            assert_eq!(husk.end(), 0);
+            same(&namespace.listing(), &before, &format!("vhost {vhost}"));
+        }
     });
 }
 

@@ -74,6 +74,7 @@ fn main() -> ExitCode {
         ["load", port] => network::load(port, &mut report),
         ["talk", address, port, mebibytes] => network::talk(address, port, mebibytes, &mut report),
         ["many", address, port, count] => network::many(address, port, count, &mut report),
+        ["group", address, interface, port, by] => network::group(address, interface, port, by, &mut report),
         ["whole", address, port, mtu] => network::whole(address, port, mtu, &mut report),
         ["fork"] => report.say_or("processes", system::fork_all()),
         ["eat"] => system::eat(),

@@ -46,6 +46,15 @@ pub(crate) fn many(address: &str, port: &str, count: &str, report: &mut Report) 
     say(report, "many", &talk::many(server(address, port), count.parse().unwrap_or(0)));
 }
 
+/// From the address of an interface; `by` is who has to answer, or `-`.
+pub(crate) fn group(address: &str, interface: &str, port: &str, by: &str, report: &mut Report) {
+    let index = std::fs::read_to_string(format!("/sys/class/net/{interface}/ifindex")).unwrap_or_default();
+    let index = index.trim().parse().unwrap_or(0);
+    let from = server(address, "0").ip();
+    let by = (by != "-").then(|| server(by, "0").ip());
+    say(report, "group", &talk::in_group(from, index, port.parse().unwrap_or(0), by, 1000));
+}
+
 pub(crate) fn whole(address: &str, port: &str, mtu: &str, report: &mut Report) {
     say(report, "whole", &talk::whole(server(address, port), mtu.parse().unwrap_or(0)));
 }
