@@ -4,9 +4,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, send, socket_with};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, send, socket_with,
+};
 
 use super::attributes::{Malformed, attributes, text};
 use super::message::{Header, Message};
@@ -84,7 +86,16 @@ impl Socket {
     /// # Errors
     /// The kernel gives none.
     pub fn open() -> Result<Self, NetlinkError> {
-        Self::with(SocketFlags::CLOEXEC)
+        // None: number 0, NETLINK_ROUTE.
+        Self::with(None, SocketFlags::CLOEXEC)
+    }
+
+    /// The same, of the packet filters: nfnetlink.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; also if this kernel has none.
+    pub fn of_netfilter() -> Result<Self, NetlinkError> {
+        Self::with(Some(NETFILTER), SocketFlags::CLOEXEC)
     }
 
     /// A non-blocking socket that gets the events of these groups (RTNLGRP_*).
@@ -92,7 +103,7 @@ impl Socket {
     /// # Errors
     /// The kernel gives none, or does not know a group.
     pub fn listen(groups: &[u32]) -> Result<Self, NetlinkError> {
-        let socket = Self::with(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        let socket = Self::with(None, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         // As many as there may be by default; what is lost is told (ENOBUFS).
         let _ = set_socket_recv_buffer_size(&socket.fd, EVENTS);
         for group in groups {
@@ -101,9 +112,8 @@ impl Socket {
         Ok(socket)
     }
 
-    fn with(flags: SocketFlags) -> Result<Self, NetlinkError> {
-        // None: number 0, NETLINK_ROUTE.
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+    fn with(protocol: Option<Protocol>, flags: SocketFlags) -> Result<Self, NetlinkError> {
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
         bind(&fd, &SocketAddrNetlink::new(0, 0))?;
         // Answers without what was asked, with words for people; lists by what is asked for: kernels without them do without.
         for option in [CAPPED_ACK, EXTENDED_ACK, STRICT] {

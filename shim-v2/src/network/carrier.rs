@@ -22,7 +22,7 @@ use super::pace::Pace;
 use super::scan::{Interface, Scan};
 use super::tap::Tap;
 use super::way::{self, Stand};
-use super::{NetworkError, links, redirect};
+use super::{NetworkError, links, netfilter, redirect};
 use crate::vm::{AgentClient, Machine};
 use crate::watched::watch;
 
@@ -96,6 +96,8 @@ pub struct Carrier {
     said: Option<Discriminant<NetworkError>>,
     /// What the agent was told last.
     told: Scan,
+    /// It was said that packet filters of the namespace hold for nothing.
+    told_of_filters: bool,
 }
 
 impl Carrier {
@@ -128,6 +130,7 @@ impl Carrier {
             lack: None,
             said: None,
             told: Scan::default(),
+            told_of_filters: false,
         })
     }
 
@@ -168,7 +171,22 @@ impl Carrier {
     /// # Errors
     /// There is one that cannot be carried, or more than the guest can be told.
     pub async fn look(&mut self) -> Result<(), NetworkError> {
-        self.look_for(true).await
+        self.look_for(true).await?;
+        self.tell_of_filters();
+        Ok(())
+    }
+
+    /// Says once which packet filters of the namespace hold for nothing.
+    fn tell_of_filters(&mut self) {
+        if self.carried.is_empty() || self.told_of_filters {
+            return;
+        }
+        let tables = netfilter::tables(&self.namespace);
+        if !tables.is_empty() {
+            self.told_of_filters = true;
+            let tables = tables.join(", ");
+            warn!(stage = "network"; "the pod's namespace has packet filters that nothing of the guest's passes: {tables}; they belong on the host's side of its interfaces, or into the guest");
+        }
     }
 
     /// Looks, and does all that can be done, unless `all` has to be.

@@ -10,6 +10,7 @@ mod left;
 mod links;
 pub mod localhost;
 pub mod namespace;
+mod netfilter;
 mod offer;
 mod pace;
 mod redirect;

@@ -1,12 +1,13 @@
 //! What the host has decided about the pod's traffic still holds.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::Instant;
 
 use husk_tests::network::{Namespace, Server, ip, tc};
 use husk_tests::talk;
 
-use super::{GATEWAYS, PORT, bridge_link, case, on_bridge, root, same, serve, session};
+use super::{GATEWAYS, PORT, bridge_link, case, log, on_bridge, root, same, serve, session};
 
 #[test]
 fn a_filter_of_the_hosts_holds() {
@@ -42,6 +43,32 @@ fn a_filter_of_the_hosts_holds() {
         assert_eq!(husk.end(), 0);
         // Without what the filters have counted, which a listing has not.
         same(&namespace.listing(), &before, "at the end");
+    });
+}
+
+/// What does not hold is said: packet filters inside the namespace, of either kind.
+#[test]
+fn packet_filters_in_the_namespace_are_named_in_the_log() {
+    case(|| {
+        let _bridge = bridge_link();
+        let root = root();
+        for (id, program, told) in
+            [("rules-nft", "iptables-nft", "ip filter"), ("rules-legacy", "ip6tables-legacy", "ip6 filter")]
+        {
+            let namespace = Namespace::new(id);
+            let _cni = on_bridge(&namespace);
+            let without = session(&format!("{id}-none"), &root, &namespace);
+            assert!(!log(&format!("{id}-none")).contains("packet filters"));
+            assert_eq!(without.end(), 0);
+            let words = ["-A", "INPUT", "-p", "tcp", "--dport", "7010", "-j", "DROP"];
+            let output = namespace.inside(|| Command::new(program).args(words).output().unwrap());
+            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+            let with = session(id, &root, &namespace);
+            let said = log(id);
+            assert_eq!(said.matches("has packet filters that nothing of the guest's passes").count(), 1, "{said}");
+            assert!(said.contains(told), "{said}");
+            assert_eq!(with.end(), 0);
+        }
     });
 }
 
