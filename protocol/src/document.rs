@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 /// Capabilities, in the order of their numbers (linux/capability.h).
 pub const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
@@ -101,6 +103,34 @@ pub const MOUNT_OPTIONS: [&str; 47] = [
     "unbindable",
 ];
 
+/// A document without the capabilities that husk does not know, and which those are (`process.capabilities.bounding[] "CAP_X"`);
+/// none: there are none such, or it is no document. `capabilities` is where they are (RFC 6901). Names are taken as oci-spec
+/// takes them: in small letters and without `CAP_`, too.
+#[must_use]
+pub fn without_unknown_capabilities(document: &[u8], capabilities: &str) -> Option<(Vec<u8>, Vec<String>)> {
+    let is_known = |name: &str| {
+        let name = name.to_uppercase();
+        let bare = name.trim_start_matches("CAP_");
+        CAPABILITIES.iter().any(|known| known.trim_start_matches("CAP_") == bare)
+    };
+    let mut document: Value = serde_json::from_slice(document).ok()?;
+    let mut left_out = Vec::new();
+    for (set, names) in document.pointer_mut(capabilities)?.as_object_mut()? {
+        let Some(names) = names.as_array_mut() else { continue };
+        names.retain(|name| {
+            // What is no name at all is for whoever reads it.
+            let known = name.as_str().is_none_or(is_known);
+            if !known {
+                let place = capabilities.trim_start_matches('/').replace('/', ".");
+                left_out.push(shortened(&format!("{place}.{set}[] {name}")));
+            }
+            known
+        });
+    }
+    let document = serde_json::to_vec(&document).ok()?;
+    (!left_out.is_empty()).then_some((document, left_out))
+}
+
 /// What people read of a text that somebody has made as long as they liked: its beginning, and how long it is.
 #[must_use]
 pub fn shortened(text: &str) -> String {
@@ -114,6 +144,21 @@ pub fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_capabilities_are_left_out_by_name() {
+        let text = br#"{"a":1,"x":{"b":["CAP_CHOWN","sys_admin","CAP_NEW",7],"c":["NEW"],"d":null}}"#;
+        let (rest, left_out) = without_unknown_capabilities(text, "/x").unwrap();
+        assert_eq!(left_out, [r#"x.b[] "CAP_NEW""#, r#"x.c[] "NEW""#]);
+        let rest: Value = serde_json::from_slice(&rest).unwrap();
+        let wanted = serde_json::json!({ "a": 1, "x": { "b": ["CAP_CHOWN", "sys_admin", 7], "c": [], "d": null } });
+        assert_eq!(rest, wanted);
+        for (text, place) in
+            [("{\"x\":{\"b\":[\"CAP_CHOWN\"]}}", "/x"), ("{}", "/x"), ("[]", "/x"), ("{", "/x"), ("{\"x\":7}", "/x")]
+        {
+            assert_eq!(without_unknown_capabilities(text.as_bytes(), place), None, "{text}");
+        }
+    }
 
     #[test]
     fn long_texts_are_cut_between_characters() {

@@ -8,9 +8,10 @@ use std::thread;
 use containerd_shim_protos::TaskClient;
 use husk_tests::ctr::{Detached, Run, Runtime, must};
 use husk_tests::host::{leaves_nothing, processes_of};
-use husk_tests::husk::{Streams, exec_in, shim_of};
+use husk_tests::husk::{Streams, delete, end_of_exec, shim_of};
 use husk_tests::network::{Namespace, ip, prepare};
 use husk_tests::sequences::shim::{make_fifo, open_fifo, read_all};
+use serde_json::json;
 
 use crate::busybox;
 use crate::document::document;
@@ -85,8 +86,13 @@ fn exec(shim: &TaskClient, id: &str, exec_id: &str, directory: &Path) {
     rustix::io::write(&input, b"word\n").unwrap();
     let streams = Streams { stdin, stdout, stderr };
     let script = "read word; echo $word; echo error >&2";
-    assert_eq!(exec_in(shim, id, exec_id, &["/bin/sh", "-c", script], false, streams), 0);
+    let process = json!({
+        "args": ["/bin/sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"],
+    });
+    assert_eq!(end_of_exec(shim, id, exec_id, &process, streams), 0);
+    // Before Delete, which waits for whoever reads.
     assert_eq!((read_all(output), read_all(errors)), (b"word\n".to_vec(), b"error\n".to_vec()));
+    assert_eq!(delete(shim, id, exec_id).exit_status, 0);
     for name in ["in", "out", "err"] {
         fs::remove_file(directory.join(name)).unwrap();
     }
@@ -110,8 +116,10 @@ fn sizes(container: &Detached) -> ([(String, u64, usize); 3], String) {
     let agent = ("agent".to_owned(), value(&agent, "RssAnon:"), descriptors);
     // The VMM's memory is the guest's, which may touch more of its own.
     let vmm = of_host("husk-vmm");
-    // By the shell itself: of a pipe's processes not all may be there yet.
-    let processes = container.exec("count", &["/bin/sh", "-c", "set -- /proc/[0-9]*; echo $#"]).text();
+    // Without the kernel's threads, which come and go. One process, so that it counts no other of its own.
+    let script = "n=0; for status in /proc/[0-9]*/status; do while read key value; do \
+        [ $key = PPid: ] && [ $value != 2 ] && n=$((n + 1)); done <$status; done 2>/dev/null; echo $n";
+    let processes = container.exec("count", &["/bin/sh", "-c", script]).text();
     ([agent, of_host("containerd-shim-husk-v2"), (vmm.0, 0, vmm.2)], processes)
 }
 

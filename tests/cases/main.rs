@@ -32,6 +32,7 @@ mod network;
 mod observe;
 mod oci;
 mod process;
+mod refusals;
 mod resources;
 mod restart;
 mod seccomp;

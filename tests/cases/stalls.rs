@@ -149,6 +149,7 @@ fn a_flood_of_execs_holds_nothing_up() {
                 .collect();
             looks("flood");
             while !floods.iter().all(ScopedJoinHandle::is_finished) {
+                thread::sleep(Duration::from_millis(50));
                 assert!(is_answered("flood").unwrap().memory.usage > 0);
             }
             for flood in floods {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use husk_agent::container::{Place, Plan, Sources};
 use husk_shim::task::document;
+use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 /// A document with something of almost everything.
@@ -149,9 +150,14 @@ pub enum Outcome {
 
 /// What shim and agent say to a document.
 fn check(text: &[u8]) -> Outcome {
-    let spec = match document::read(text) {
-        Ok((spec, _)) => spec,
+    let read = match document::read(text.to_vec()) {
+        Ok(read) => read,
         Err(cause) => return Outcome::Refused(cause.to_string()),
+    };
+    // As the agent gets it.
+    let spec: Spec = match serde_json::from_slice(&read.text) {
+        Ok(spec) => spec,
+        Err(cause) => return Outcome::Refused(format!("shim and agent do not agree: {cause}")),
     };
     let binds = spec.mounts().iter().flatten().enumerate().filter(|(_, mount)| {
         let options = mount.options().iter().flatten();

@@ -139,6 +139,9 @@ impl Plan {
         if !place.is_host() {
             notices.extend(process.notices());
         }
+        if process.has_limits_twice() {
+            notices.push("process.rlimits: of a limit that is there twice the last one counts");
+        }
         if spec.mounts().iter().flatten().any(has_options_of_a_file_system) {
             notices.push(
                 "mounts: a bind mount has no options of a file system: those that are none of a mount do nothing",

@@ -52,13 +52,10 @@ impl ProcessPlan {
             let what = format!("process argument {text:?}");
             return Err(PlanError::Invalid { what, why: "contains a zero byte" });
         }
-        let limits = process.rlimits().as_deref().unwrap_or_default();
-        let is_there = |number: usize, kind| limits[..number].iter().any(|limit| limit.typ() == kind);
-        if let Some((_, limit)) = limits.iter().enumerate().find(|(number, limit)| is_there(*number, limit.typ())) {
-            let what = format!("process.rlimits: {}", limit.typ());
-            return Err(PlanError::Invalid { what, why: "is there twice" });
-        }
-        if let Some(size) = process.console_size().filter(|size| size.width().max(size.height()) > u16::MAX.into()) {
+        if let Some(size) = process
+            .console_size()
+            .filter(|size| process.terminal() == Some(true) && size.width().max(size.height()) > u16::MAX.into())
+        {
             let what = format!("process.consoleSize {} x {}", size.width(), size.height());
             return Err(PlanError::Invalid { what, why: "a terminal has at most 65535 columns and rows" });
         }
@@ -73,6 +70,13 @@ impl ProcessPlan {
         labelled
             .then_some("AppArmor and SELinux do not exist in the guest: profile and label are not applied")
             .into_iter()
+    }
+
+    /// Whether a limit is there twice, as clients make it that add theirs to a document's (nerdctl's `--ulimit`, given twice). The last one
+    /// counts, as with runc, though the specification wants an error.
+    pub(super) fn has_limits_twice(&self) -> bool {
+        let limits = self.process.rlimits().as_deref().unwrap_or_default();
+        (1..limits.len()).any(|number| limits[..number].iter().any(|limit| limit.typ() == limits[number].typ()))
     }
 
     /// The document's part.

@@ -10,7 +10,7 @@ use super::bundle::plan;
 use super::create::preserved;
 use super::error::{OciError, on};
 use super::foreground::{self, Signals};
-use super::state::{Status, Stored, write_pid};
+use super::state::{Status, Stored, parsed, write_pid};
 use super::{console, keyring};
 use crate::container::host::Entry;
 use crate::container::{Cgroup, ProcessPlan};
@@ -102,7 +102,7 @@ fn cgroup(container: &Stored, words: &Words) -> Result<Cgroup, OciError> {
 fn process(words: &Words, args: &[String], container: &Stored) -> Result<Process, OciError> {
     if let Some(path) = words.value("process") {
         let text = fs::read(path).map_err(on("read", Path::new(path)))?;
-        return serde_json::from_slice(&text).map_err(|cause| OciError::Document { path: path.into(), cause });
+        return parsed(text, Path::new(path), "/capabilities").map(|(process, _)| process);
     }
     if args.is_empty() {
         return Err("exec: process args cannot be empty".into());

@@ -12,8 +12,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use husk_protocol::document::without_unknown_capabilities;
+use log::warn;
 use oci_spec::runtime::{ContainerState, Spec, State};
 use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::{OciError, on};
@@ -110,8 +113,23 @@ pub(super) fn read_document(path: &Path) -> Result<(Spec, Vec<u8>), OciError> {
     if text.len() as u64 > LARGEST {
         return Err(format!("{}: it is larger than {LARGEST} bytes", path.display()).into());
     }
-    let document =
-        serde_json::from_slice(&text).map_err(|cause| OciError::Document { path: path.to_owned(), cause })?;
+    parsed(text, path, "/process/capabilities")
+}
+
+/// Parses a document, without capabilities that nobody here knows, as runc does.
+pub(super) fn parsed<T: DeserializeOwned>(
+    text: Vec<u8>,
+    path: &Path,
+    capabilities: &str,
+) -> Result<(T, Vec<u8>), OciError> {
+    let failed = |cause| OciError::Document { path: path.to_owned(), cause };
+    let cause = match serde_json::from_slice(&text) {
+        Ok(document) => return Ok((document, text)),
+        Err(cause) => cause,
+    };
+    let Some((text, left_out)) = without_unknown_capabilities(&text, capabilities) else { return Err(failed(cause)) };
+    let document = serde_json::from_slice(&text).map_err(failed)?;
+    warn!("{}: what husk does not know does nothing: {}", path.display(), left_out.join(", "));
     Ok((document, text))
 }
 

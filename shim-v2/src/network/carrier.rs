@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use husk_protocol::agent::{self, SetNetworkRequest};
 use husk_protocol::control::Net;
+use husk_protocol::document::shortened;
 use husk_protocol::netlink::{NetlinkError, Socket, kinds};
 use log::{info, warn};
 use tokio::io::Interest;
@@ -184,7 +185,7 @@ impl Carrier {
         let tables = netfilter::tables(&self.namespace);
         if !tables.is_empty() {
             self.told_of_filters = true;
-            let tables = tables.join(", ");
+            let tables = shortened(&tables.join(", "));
             warn!(stage = "network"; "the pod's namespace has packet filters that nothing of the guest's passes: {tables}; they belong on the host's side of its interfaces, or into the guest");
         }
     }

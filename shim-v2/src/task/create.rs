@@ -15,7 +15,7 @@ use oci_spec::runtime;
 use protobuf::{Message, MessageField};
 
 use super::container::{Container, Made};
-use super::document;
+use super::document::{self, Read};
 use super::error::TaskError;
 use super::netns::Netns;
 use super::pod::{Pod, Sandbox};
@@ -57,7 +57,7 @@ pub async fn create(pod: &Arc<Pod>, request: &CreateTaskRequest) -> Result<Conta
         let length = document.len();
         return Err(invalid(format!("its config.json has {length} bytes, and husk takes up to {LARGEST_DOCUMENT}")));
     }
-    let (spec, unknown) = document::read(&document).map_err(spec_error)?;
+    let Read { document: spec, unknown, text: document } = document::read(document).map_err(spec_error)?;
     if !unknown.is_empty() {
         warn!(container = id, stage = "request"; "config.json has what husk does not know, and what does nothing: {unknown}");
     }

@@ -3,11 +3,9 @@
 
 use std::fmt;
 
-use husk_protocol::document::shortened;
-use oci_spec::runtime::{Capability, Process, Spec};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use husk_protocol::document::{shortened, without_unknown_capabilities};
+use oci_spec::runtime::{Process, Spec};
+use serde::de::{DeserializeOwned, Error as _};
 
 /// Names of unknown fields that one message has.
 const MOST_NAMES: usize = 16;
@@ -50,56 +48,54 @@ impl fmt::Display for Unknown {
     }
 }
 
+/// What was read.
+#[derive(Debug)]
+pub struct Read<T> {
+    /// The document.
+    pub document: T,
+    /// What means nothing.
+    pub unknown: Unknown,
+    /// The same document as text, which others can read too.
+    pub text: Vec<u8>,
+}
+
 /// Reads a document.
 ///
 /// # Errors
 /// See [`DocumentError`].
-pub fn read(bytes: &[u8]) -> Result<(Spec, Unknown), DocumentError> {
-    read_with(bytes, "/process/capabilities")
+pub fn read(text: Vec<u8>) -> Result<Read<Spec>, DocumentError> {
+    read_with(text, "/process/capabilities")
 }
 
 /// Reads the `process` of an exec.
 ///
 /// # Errors
 /// See [`DocumentError`].
-pub fn read_process(bytes: &[u8]) -> Result<(Process, Unknown), DocumentError> {
-    read_with(bytes, "/capabilities")
+pub fn read_process(text: Vec<u8>) -> Result<Read<Process>, DocumentError> {
+    read_with(text, "/capabilities")
 }
 
 /// Capabilities that husk does not know are passed over, and said, as with runc: a client on a host with a later kernel gives a
 /// privileged container all that this has. `capabilities` is where they are (RFC 6901).
-fn read_with<T: DeserializeOwned>(bytes: &[u8], capabilities: &str) -> Result<(T, Unknown), DocumentError> {
-    let cause = match parse(bytes) {
-        Ok(read) => return Ok(read),
+fn read_with<T: DeserializeOwned>(text: Vec<u8>, capabilities: &str) -> Result<Read<T>, DocumentError> {
+    let cause = match parse(&text) {
+        Ok((document, unknown)) => return Ok(Read { document, unknown, text }),
         Err(cause) => cause,
     };
     // Only now: whoever has none of these does not pay for them.
-    let Some((bytes, left_out)) = known_capabilities(bytes, capabilities) else { return Err(named::<T>(bytes, cause)) };
-    let (document, mut unknown) = parse(&bytes).map_err(|cause| named::<T>(&bytes, cause))?;
+    let Some((text, left_out)) = without_unknown_capabilities(&text, capabilities) else {
+        return Err(named::<T>(&text, cause));
+    };
+    let (document, mut unknown) = parse(&text).map_err(|cause| named::<T>(&text, cause))?;
     unknown.0.extend(left_out);
-    Ok((document, unknown))
-}
-
-/// The document without the capabilities that nobody here knows, and which those are; none: there are none of these.
-fn known_capabilities(bytes: &[u8], capabilities: &str) -> Option<(Vec<u8>, Vec<String>)> {
-    let mut document: Value = serde_json::from_slice(bytes).ok()?;
-    let mut left_out = Vec::new();
-    for (set, names) in document.pointer_mut(capabilities)?.as_object_mut()? {
-        let Some(names) = names.as_array_mut() else { continue };
-        names.retain(|name| {
-            let known = !name.is_string() || Capability::deserialize(name).is_ok();
-            if !known {
-                left_out
-                    .push(shortened(&format!("{}.{set}[] {name}", capabilities[1..].replace('/', "."))).to_string());
-            }
-            known
-        });
-    }
-    let bytes = serde_json::to_vec(&document).ok()?;
-    (!left_out.is_empty()).then_some((bytes, left_out))
+    Ok(Read { document, unknown, text })
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<(T, Unknown)> {
+    // A list would be taken for an object's values in their order, of which none has to be there.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(serde_json::Error::custom("invalid type: list, expected an object"));
+    }
     let mut unknown = Unknown::default();
     let mut content = serde_json::Deserializer::from_slice(bytes);
     let document = serde_ignored::deserialize(&mut content, |path| {
@@ -126,12 +122,13 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        read(text.as_bytes()).unwrap_err().to_string()
+        read(text.into()).unwrap_err().to_string()
     }
 
     #[test]
     fn an_error_names_its_field() {
         assert!(error("").starts_with(".: EOF while parsing"));
+        assert!(error(" []").starts_with(".: invalid type: list"), "{}", error(" []"));
         assert!(error("7").starts_with(".: invalid type: integer `7`, expected struct Spec"), "{}", error("7"));
         assert!(error("{\"ociVersion\":\"1.0\"} x").starts_with(".: trailing characters"));
         let text = r#"{"ociVersion":"1.0","linux":{"resources":{"memory":{"limit":"1g"}}}}"#;
@@ -150,14 +147,16 @@ mod tests {
     fn capabilities_of_later_kernels_are_passed_over() {
         let process = r#"{"cwd":"/","user":{"uid":0,"gid":0},"colour":1,"capabilities":{"bounding":["CAP_CHOWN","CAP_NEW"],"effective":["CAP_NEW"]}}"#;
         let text = format!(r#"{{"ociVersion":"1.0","process":{process}}}"#);
-        let (spec, unknown) = read(text.as_bytes()).unwrap();
+        let Read { document: spec, unknown, text: clean } = read(text.clone().into()).unwrap();
+        // Who reads it next finds none.
+        assert!(read(clean).unwrap().document == spec);
         let told =
             r#"process.colour, process.capabilities.bounding[] "CAP_NEW", process.capabilities.effective[] "CAP_NEW""#;
         assert_eq!(unknown.to_string(), told);
         let sets = spec.process().as_ref().unwrap().capabilities().clone().unwrap();
         assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
         assert!(sets.effective().as_ref().unwrap().is_empty());
-        let (_, unknown) = read_process(process.as_bytes()).unwrap();
+        let unknown = read_process(process.into()).unwrap().unknown;
         assert!(unknown.to_string().ends_with(r#"capabilities.effective[] "CAP_NEW""#), "{unknown}");
         // What else is wrong is told all the same, and a name has to be text.
         let wrong = text.replace("\"cwd\":\"/\"", "\"cwd\":7");
@@ -170,12 +169,12 @@ mod tests {
     fn what_nobody_knows_is_named() {
         let text =
             r#"{"ociVersion":"1.0","colour":1,"linux":{"resources":{"memory":{"limitt":1}}},"annotations":{"a":"b"}}"#;
-        let (spec, unknown) = read(text.as_bytes()).unwrap();
+        let Read { document: spec, unknown, .. } = read(text.into()).unwrap();
         assert_eq!(unknown.to_string(), "colour, linux.resources.memory.limitt");
         assert_eq!(spec.annotations().as_ref().unwrap()["a"], "b");
         let many: Vec<_> = (0..20).map(|number| format!("\"x{number}\":0")).collect();
-        let (_, unknown) = read(format!("{{\"ociVersion\":\"1.0\",{}}}", many.join(",")).as_bytes()).unwrap();
+        let unknown = read(format!("{{\"ociVersion\":\"1.0\",{}}}", many.join(",")).into()).unwrap().unknown;
         assert!(unknown.to_string().ends_with("x15 and 4 more"), "{unknown}");
-        assert!(read(br#"{"ociVersion":"1.0"}"#).unwrap().1.is_empty());
+        assert!(read(br#"{"ociVersion":"1.0"}"#.to_vec()).unwrap().unknown.is_empty());
     }
 }

@@ -10,7 +10,7 @@ use oci_spec::runtime::BoxBuilder;
 use protobuf::MessageField;
 
 use super::container::{Container, Exec};
-use super::document::{self, DocumentError};
+use super::document::{self, DocumentError, Read};
 use super::error::{Result, TaskError};
 use super::life::{Life, SIGKILL, answer};
 use super::process::{Phase, Process};
@@ -38,7 +38,7 @@ impl Life {
         }
         can_exec(&container)?;
         let invalid = |cause| TaskError::Exec { id: id.to_owned(), exec_id: exec_id.to_owned(), cause };
-        let (mut document, unknown) = document::read_process(&request.spec.value).map_err(invalid)?;
+        let Read { mut document, unknown, .. } = document::read_process(request.spec.value.clone()).map_err(invalid)?;
         if !unknown.is_empty() {
             warn!(container = id, stage = "exec"; "exec {exec_id}: its process has what husk does not know, and what does nothing: {unknown}");
         }

@@ -1,6 +1,9 @@
 //! One namespace, several containers and pods, one after the other or at once; and what they leave there.
 
+use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use husk_tests::ctr::{Detached, must, wait_for_state};
 use husk_tests::host::{kill_processes_of, processes_of, remove_fifos, wait_for_end};
@@ -14,6 +17,15 @@ use husk_tests::ctr::Runtime;
 fn detached(id: &str, root: &tempfile::TempDir, namespace: &Namespace) -> Detached {
     let flags = namespace.flags();
     Detached::start(id, root.path(), &[&flags[0], &flags[1]], &["/bin/sleep", "100000"])
+}
+
+/// Waits until containerd has run `delete` for a shim that was killed: its directory is the last that goes.
+fn is_deleted(id: &str) {
+    let (directory, begin) = (Path::new("/run/husk/default").join(id), Instant::now());
+    while directory.exists() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{} is still there", directory.display());
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
@@ -59,6 +71,7 @@ fn a_killed_pod_leaves_room_for_the_next() {
         assert!(Command::new("kill").arg("-KILL").args(&pids).status().unwrap().success());
         ended.iter().for_each(|pid| wait_for_end(pid.cast_unsigned()));
         drop(first);
+        is_deleted("killed-1");
         same(&namespace.listing(), &before, "after delete, of shim and VMM");
         let mut next = session("killed-2", &root, &namespace);
         let _server = Server::here(PORT);
@@ -81,6 +94,7 @@ fn a_killed_pod_leaves_room_for_the_next() {
         kill_processes_of("containerd-shim-husk-v2");
         shims.iter().for_each(|pid| wait_for_end(pid.cast_unsigned()));
         drop(second);
+        is_deleted("killed-3");
         same(&namespace.listing(), &before, "after delete");
         remove_fifos();
 

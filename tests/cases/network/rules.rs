@@ -4,10 +4,12 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::Instant;
 
+use husk_tests::ctr::Runtime;
 use husk_tests::network::{Namespace, Server, ip, tc};
+use husk_tests::session::Session;
 use husk_tests::talk;
 
-use super::{GATEWAYS, PORT, bridge_link, case, log, on_bridge, root, same, serve, session};
+use super::{BRIDGE, GATEWAYS, PORT, bridge_link, case, log, on_bridge, root, run, same, serve, session};
 
 #[test]
 fn a_filter_of_the_hosts_holds() {
@@ -43,6 +45,43 @@ fn a_filter_of_the_hosts_holds() {
         assert_eq!(husk.end(), 0);
         // Without what the filters have counted, which a listing has not.
         same(&namespace.listing(), &before, "at the end");
+    });
+}
+
+/// Frames in somebody else's name get as far as with runc: to the bridge, unless the host's side of the pair does not let them.
+#[test]
+fn a_foreign_hardware_address_gets_as_far_as_the_host_lets_it() {
+    case(|| {
+        let _bridge = bridge_link();
+        let namespace = Namespace::new("foreign-a");
+        let _cni = on_bridge(&namespace);
+        let peer = ip(&format!("-o link show master {BRIDGE}"));
+        let peer = peer.split(": ").nth(1).unwrap().split('@').next().unwrap().to_owned();
+        let root = root();
+        let learnt = |address: &str| {
+            let said = Command::new("bridge").args(["fdb", "show", "br", BRIDGE]).output().unwrap();
+            assert!(said.status.success());
+            String::from_utf8_lossy(&said.stdout).contains(address)
+        };
+        for (number, runtime) in [Runtime::Runc, Runtime::Husk].into_iter().enumerate() {
+            let mut session = Session::start(&run(runtime, &format!("foreign-{number}"), &root, &namespace));
+            // The ping comes behind the frame.
+            let send = |session: &mut Session, address: &str| {
+                assert_eq!(session.must(&format!("probe frame eth0 {address}")), "frame=ok");
+                session.must(&format!("busybox ping -c 1 -W 10 {}", GATEWAYS[0]));
+            };
+            let [free, stopped] = [format!("02:00:00:00:0{number}:01"), format!("02:00:00:00:0{number}:02")];
+            send(&mut session, &free);
+            assert!(learnt(&free), "{runtime:?}");
+            let own = session.must("cat /sys/class/net/eth0/address");
+            tc(&format!("qdisc add dev {peer} clsact"));
+            tc(&format!("filter add dev {peer} ingress prio 1 protocol all flower src_mac {} action pass", own.trim()));
+            tc(&format!("filter add dev {peer} ingress prio 2 protocol all matchall action drop"));
+            send(&mut session, &stopped);
+            assert!(!learnt(&stopped), "{runtime:?}");
+            tc(&format!("qdisc del dev {peer} clsact"));
+            assert_eq!(session.end(), 0);
+        }
     });
 }
 

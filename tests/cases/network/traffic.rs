@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{
     BRIDGE, GATEWAYS, NETWORKS, PORT, bridge, bridge_link, case, on_bridge, ping, root, run, same, serve, session,
-    talk, talk_from_here,
+    talk, talk_from_here, vhost,
 };
 
 /// Connections at once. A container may have 1,024 files open.
@@ -37,7 +37,8 @@ fn pods_talk_with_each_other_and_with_runcs() {
         }
         // What one sends to a group comes to the others.
         let addresses: Vec<String> = cnis.iter().map(|cni| cni.addresses()[0].clone()).collect();
-        for (session, own, by) in [(&mut b, 1, 0), (&mut a, 0, 1), (&mut a, 0, 2)] {
+        for (own, by) in [(1, 0), (0, 1), (0, 2)] {
+            let session = if own == 0 { &mut a } else { &mut b };
             let words = format!("probe group {} eth0 {PORT} {}", addresses[own], addresses[by]);
             assert_eq!(session.must(&words), "group=ok", "{words}");
         }
@@ -117,6 +118,7 @@ fn large_and_small_mtus_hold_on_the_whole_path() {
 /// One pair of queues for each CPU.
 #[test]
 fn several_queues_carry() {
+    vhost::load_module();
     case(|| {
         let _bridge = bridge_link();
         let namespace = Namespace::new("queues-a");
@@ -124,9 +126,9 @@ fn several_queues_carry() {
         let before = namespace.listing();
         let root = root();
         let _server = Server::here(PORT);
-        for vhost in [false, true] {
+        for by_kernel in [false, true] {
             let config = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-            let text = format!("[vm]\nvcpus = 2\n[network]\nvhost = {vhost}\n[limits]\nready_s = 60\nvmm_s = 60\n");
+            let text = format!("[vm]\nvcpus = 2\n[network]\nvhost = {by_kernel}\n[limits]\nready_s = 60\nvmm_s = 60\n");
             std::fs::write(config.path(), text).unwrap();
             let flags = ["--runtime-config-path", config.path().to_str().unwrap()];
             let mut husk = Session::start(&run(Runtime::Husk, "queues-a", &root, &namespace).flags(&flags));
@@ -134,6 +136,7 @@ fn several_queues_carry() {
             for direction in ["rx", "tx"] {
                 husk.until(&format!("[ $(ls /sys/class/net/eth0/queues | grep -c {direction}-) = 2 ]"));
             }
+            assert_eq!(vhost::workers(), if by_kernel { 2 } else { 0 });
             serve(&mut husk);
             let address: IpAddr = cni.addresses()[0].parse().unwrap();
             talk::many((address, PORT).into(), 200).unwrap();
@@ -141,7 +144,7 @@ fn several_queues_carry() {
             talk(&mut husk, GATEWAYS[0], 8);
             talk_from_here(&cni.addresses()[1], PORT, 8);
             assert_eq!(husk.end(), 0);
-            same(&namespace.listing(), &before, &format!("vhost {vhost}"));
+            same(&namespace.listing(), &before, &format!("vhost {by_kernel}"));
         }
     });
 }

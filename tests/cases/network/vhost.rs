@@ -27,12 +27,12 @@ fn configured(id: &str, root: &tempfile::TempDir, namespace: &Namespace, config:
     Session::start(&run(Runtime::Husk, id, root, namespace).flags(&["--runtime-config-path", path]))
 }
 
-fn load_module() {
+pub(super) fn load_module() {
     assert!(Command::new("modprobe").arg("vhost_net").status().unwrap().success(), "the test bed's kernel has it");
 }
 
 /// Threads of the VMM that are the kernel's workers.
-fn workers() -> usize {
+pub(super) fn workers() -> usize {
     let threads =
         processes_of("husk-vmm").into_iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).unwrap());
     let name = |thread: std::io::Result<fs::DirEntry>| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap();

@@ -11,6 +11,8 @@
 //!   husk-test-probe talk IP PORT MIB what comes back of a server, and of so many MiB
 //!   husk-test-probe many IP PORT COUNT  so many connections to a server at once
 //!   husk-test-probe whole IP PORT MTU   packets of this length, and no longer ones, go to a server as they are
+//!   husk-test-probe frame INTERFACE MAC  a frame to everybody in the name of this address
+//!   husk-test-probe group IP INTERFACE PORT BY  what is sent to a group from this address comes back, from BY or (-) from anybody else
 //!   husk-test-probe fork             as many processes as there can be
 //!   husk-test-probe eat              as much memory as there is
 
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         ["load", port] => network::load(port, &mut report),
         ["talk", address, port, mebibytes] => network::talk(address, port, mebibytes, &mut report),
         ["many", address, port, count] => network::many(address, port, count, &mut report),
+        ["frame", interface, source] => network::frame(interface, source, &mut report),
         ["group", address, interface, port, by] => network::group(address, interface, port, by, &mut report),
         ["whole", address, port, mtu] => network::whole(address, port, mtu, &mut report),
         ["fork"] => report.say_or("processes", system::fork_all()),
