@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use rustix::fs::FileType;
+
 /// Says why the agent ends, and waits until the serial port has sent it.
 ///
 /// The kernel sends what a process writes there 16 bytes per interrupt, and its panic over the end of pid 1 does not wait for
@@ -14,13 +16,20 @@ pub fn last_words(words: impl Display) {
 /// Lets a panic of the agent be read too: its report goes to the console like any last words.
 pub fn drain_after_panics() {
     let report = std::panic::take_hook();
+    let console = terminal();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
-        // The standard error of a copy of the agent may be a container's terminal, whose reader can take for ever.
-        if std::process::id() == 1 {
+        // A copy of the agent that becomes a container's process may have a terminal there whose reader takes for ever.
+        if console.is_some() && terminal() == console {
             drain();
         }
     }));
+}
+
+/// The number of the device that standard error is.
+fn terminal() -> Option<u64> {
+    let found = rustix::fs::fstat(std::io::stderr()).ok()?;
+    (FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice).then_some(found.st_rdev)
 }
 
 fn drain() {

@@ -3,7 +3,7 @@
 
 use husk_protocol::features::Can;
 use oci_spec::OciSpecError;
-use oci_spec::runtime::{Features, LinuxNamespaceType};
+use oci_spec::runtime::Features;
 
 /// The features.
 ///
@@ -11,17 +11,6 @@ use oci_spec::runtime::{Features, LinuxNamespaceType};
 /// None: the builders want nothing more.
 pub fn features() -> Result<Features, OciSpecError> {
     husk_protocol::features::features(&Can {
-        hooks: &["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        namespaces: &[
-            LinuxNamespaceType::Cgroup,
-            LinuxNamespaceType::Ipc,
-            LinuxNamespaceType::Mount,
-            LinuxNamespaceType::Network,
-            LinuxNamespaceType::Pid,
-            LinuxNamespaceType::Time,
-            LinuxNamespaceType::User,
-            LinuxNamespaceType::Uts,
-        ],
         mapped_mounts: true,
         // The guest has version 2 alone; the host may have either, and systemd on it is asked for a scope.
         systemd: true,

@@ -271,22 +271,16 @@ fn a_recorded_profile_lets_its_program_run_and_nothing_else() {
         let profile: Value = serde_json::from_str(&fs::read_to_string(&profile).unwrap()).unwrap();
         let allowed = profile["syscalls"][0]["names"].as_array().unwrap();
         assert!(allowed.contains(&"mkdir".into()) && !allowed.contains(&"symlink".into()), "{profile}");
-        for no_new_privileges in [true, false] {
+        for (runtime, no_new_privileges) in
+            [(Runtime::Runc, true), (Runtime::Runc, false), (Runtime::Husk, true), (Runtime::Husk, false)]
+        {
             let run = |script: &str| {
                 let file = document(root.path(), script, |document| {
                     document["process"]["noNewPrivileges"] = no_new_privileges.into();
                     document["linux"]["seccomp"] = profile.clone();
                     document["linux"]["cgroupsPath"] = "/default/narrow".into();
                 });
-                ctr(&[
-                    "run",
-                    "--rm",
-                    "--runtime",
-                    Runtime::Runc.name(),
-                    "--config",
-                    file.path().to_str().unwrap(),
-                    "narrow",
-                ])
+                ctr(&["run", "--rm", "--runtime", runtime.name(), "--config", file.path().to_str().unwrap(), "narrow"])
             };
             let output = run(script);
             assert!(output.status == 0 && output.text().contains("proc"), "{}{}", output.text(), output.errors());

@@ -12,7 +12,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::document::document;
+use crate::document::{both, document};
 use crate::{busybox, refused};
 
 /// A bind mount for the document.
@@ -173,6 +173,47 @@ fn mount_options_hold_inside() {
         ];
         let said = alike(script, &mounts);
         assert!(said.starts_with("runs\nfull\n"), "{said}");
+    });
+}
+
+/// How mounts spread, as the kernel lists it, of binds and of others.
+#[test]
+fn propagation_of_mounts_is_as_said() {
+    leaves_nothing(|| {
+        let host = tempfile::tempdir().unwrap();
+        let script = "for at in /a /b /c /d /e; do grep \" $at \" /proc/self/mountinfo >/dev/null || echo no mount; echo $at $(grep \" $at \" /proc/self/mountinfo | sed 's/ - .*//' | \
+            grep -oE 'shared|master|unbindable'); done";
+        let tmpfs = |at: &str, option: &str| json!({ "type": "tmpfs", "source": "tmpfs", "destination": at, "options": [option] });
+        let said = alike(
+            script,
+            &[
+                bind(host.path(), "/a", &["rbind", "rshared"]),
+                bind(host.path(), "/b", &["rbind", "rprivate"]),
+                bind(host.path(), "/c", &["bind", "unbindable"]),
+                tmpfs("/d", "shared"),
+                tmpfs("/e", "private"),
+            ],
+        );
+        assert_eq!(said, "/a shared\n/b\n/c unbindable\n/d shared\n/e\n");
+    });
+}
+
+/// A program with the set-user-ID bit of another user, on a mount that heeds it and on one that does not.
+#[test]
+fn set_user_id_programs_are_as_the_mount_says() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let script = "for at in /heeds /not; do cp /bin/husk-test-probe $at/p; chown 1000 $at/p; chmod 4755 $at/p; \
+            $at/p report | grep ^status.Uid=; done";
+        let with = |options: &[&str], at: &str| json!({ "type": "tmpfs", "source": "tmpfs", "destination": at, "options": options });
+        let (runc, husk) = both(root.path(), script, |document| {
+            document["process"]["noNewPrivileges"] = false.into();
+            let mounts = [with(&["nodev"], "/heeds"), with(&["nodev", "nosuid"], "/not")];
+            document["mounts"].as_array_mut().unwrap().extend(mounts);
+        });
+        assert_eq!(husk, runc);
+        let users: Vec<Vec<&str>> = husk.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(users, [["status.Uid=0", "1000", "1000", "1000"], ["status.Uid=0", "0", "0", "0"]]);
     });
 }
 

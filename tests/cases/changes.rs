@@ -8,7 +8,7 @@ use std::thread;
 
 use containerd_shim_protos::api::{ShutdownRequest, UpdateTaskRequest};
 use husk_tests::ctr::{Detached, Runtime, ctr, deleted_with, must, task, wait_for_state, wait_until_forgotten};
-use husk_tests::host::leaves_nothing;
+use husk_tests::host::{kill_processes_of, leaves_nothing};
 use husk_tests::husk::{Streams, delete, end_of_exec, shim_of};
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
@@ -64,12 +64,17 @@ impl Drop for Events {
     }
 }
 
-/// A number of `ctr task metrics`.
-fn metric(id: &str, name: &str) -> u64 {
+/// What `ctr task metrics` prints.
+fn metrics(id: &str) -> serde_json::Value {
     let text = must(&["task", "metrics", "--format", "json", id]);
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|cause| panic!("{cause}: {text}"));
+    serde_json::from_str(&text).unwrap_or_else(|cause| panic!("{cause}: {text}"))
+}
+
+/// A number of it.
+fn metric(id: &str, name: &str) -> u64 {
+    let json = metrics(id);
     let (group, name) = name.split_once('.').unwrap();
-    let group = json[group].as_object().unwrap_or_else(|| panic!("{group} is not in {text}"));
+    let group = json[group].as_object().unwrap_or_else(|| panic!("{group} is not in {json}"));
     // A zero is left out.
     group.get(name).map_or(0, |value| value.as_u64().unwrap())
 }
@@ -139,6 +144,9 @@ fn limits_change_while_it_runs() {
         let script = "n=0; while test $n -lt 30000; do n=$((n + 1)); done";
         assert_eq!(container.exec("loop", &["sh", "-c", script]).status, 0);
         assert!(metric("update", "cpu.nr_throttled") > 0);
+        update(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#).unwrap();
+        let pages = &metrics("update")["hugetlb"][0];
+        assert_eq!((&pages["pagesize"], &pages["max"]), (&json!("2MB"), &json!(4_194_304)));
         // What is not named stays, and what cannot be is said.
         update(r#"{"pids":{"limit":34}}"#).unwrap();
         assert_eq!((metric("update", "memory.usage_limit"), metric("update", "pids.limit")), (64 << 20, 34));
@@ -194,6 +202,14 @@ fn a_container_that_has_ended_still_tells_what_it_used() {
         wait_for_state("ended", "STOPPED");
         assert!(metric("ended", "cpu.usage_usec") > 0 && metric("ended", "memory.usage") > 0);
         assert_eq!(metric("ended", "memory_events.oom_kill"), 0);
+        drop(container);
+        // One whose machine is gone: what it said last.
+        let container = Detached::idle("gone", root.path());
+        let used = (metric("gone", "cpu.usage_usec"), metric("gone", "memory.usage"));
+        assert!(used.0 > 0 && used.1 > 0, "{used:?}");
+        kill_processes_of("husk-vmm");
+        wait_for_state("gone", "STOPPED");
+        assert!(metric("gone", "cpu.usage_usec") >= used.0 && metric("gone", "memory.usage") > 0);
         drop(container);
         // And what a checkpoint is told.
         let container = Detached::idle("checkpoint", root.path());

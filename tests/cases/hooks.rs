@@ -15,13 +15,16 @@ use crate::{busybox, refused};
 struct Told {
     kind: String,
     mounts: String,
+    network: String,
     directory: String,
     state: Value,
 }
 
 /// A hook that appends a line to `record`, and then does what `script` says, which finds the container's root in `$ROOT`.
 fn hook(record: &Path, root: &Path, kind: &str, script: &str) -> Value {
-    let script = format!("echo {kind} $(readlink /proc/self/ns/mnt) $(pwd) $(cat) >>$RECORD; {script}");
+    let script = format!(
+        "echo {kind} $(readlink /proc/self/ns/mnt) $(readlink /proc/self/ns/net) $(pwd) $(cat) >>$RECORD; {script}"
+    );
     let (record, root) = (format!("RECORD={}", record.display()), format!("ROOT={}", root.display()));
     let environment = ["PATH=/usr/bin:/bin", &record, &root];
     json!({ "path": "/bin/sh", "args": ["hook", "-c", script], "env": environment })
@@ -51,9 +54,15 @@ fn run(runtime: Runtime, id: &str, hooks: &[(&str, &str)], timeout: Option<u32>)
     let output = ctr(&["run", "--rm", "--runtime", runtime.name(), "--config", config, id]);
     let told = fs::read_to_string(&record).unwrap();
     let told = told.lines().map(|line| {
-        let mut words = line.splitn(4, ' ').map(str::to_owned);
+        let mut words = line.splitn(5, ' ').map(str::to_owned);
         let mut word = || words.next().unwrap();
-        Told { kind: word(), mounts: word(), directory: word(), state: serde_json::from_str(&word()).unwrap() }
+        Told {
+            kind: word(),
+            mounts: word(),
+            network: word(),
+            directory: word(),
+            state: serde_json::from_str(&word()).unwrap(),
+        }
     });
     (output, told.collect())
 }
@@ -98,8 +107,11 @@ fn hooks_run_in_order_and_are_told_the_same() {
         let (runc, husk) = (with(Runtime::Runc, "hooks-runc"), with(Runtime::Husk, "hooks-husk"));
         assert_eq!(husk, runc);
         assert_eq!(kinds(&husk), ["prestart", "createRuntime", "createRuntime", "poststart", "poststop"]);
-        let host = fs::read_link("/proc/1/ns/mnt").unwrap();
-        assert!(husk.iter().all(|told| Path::new(&told.mounts) == host), "{husk:?} is not in {}", host.display());
+        // In the host's namespaces, whatever the container has.
+        let host = ["mnt", "net"].map(|kind| fs::read_link(format!("/proc/1/ns/{kind}")).unwrap());
+        for told in &husk {
+            assert_eq!([&told.mounts, &told.network].map(Path::new), host.each_ref().map(|link| &**link), "{told:?}");
+        }
         let status: Vec<&Value> = husk.iter().map(|told| &told.state["status"]).collect();
         assert_eq!(status, ["creating", "creating", "creating", "running", "stopped"]);
         assert!(husk.iter().all(|told| told.state["annotations"]["husk.test/key"] == "value"), "{husk:?}");

@@ -1,8 +1,11 @@
 //! From the start of a container to its exit status.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
-use husk_tests::ctr::{Run, Running, Runtime, ctr, deleted_with, must, task, wait_for_state, wait_until_forgotten};
+use husk_tests::ctr::{
+    Detached, Run, Running, Runtime, ctr, deleted_with, must, task, wait_for_state, wait_until_forgotten,
+};
 use husk_tests::host::{kill_processes_of, leaves_nothing, processes_of, remove_fifos};
 
 use crate::busybox;
@@ -118,6 +121,36 @@ fn create_start_kill_delete_by_hand() {
         assert!(again.status != 0 && again.errors().contains("already finished"), "{}", again.errors());
         assert_eq!(deleted_with("steps", &[]), 137);
         must(&["container", "delete", "steps"]);
+    });
+}
+
+/// Those that its program has made too, as with runc.
+#[test]
+fn every_process_of_a_container_is_listed() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let path = root.path().to_str().unwrap();
+        for (runtime, id) in [(Runtime::Runc, "list-runc"), (Runtime::Husk, "list-husk")] {
+            let words =
+                ["run", "-d", "--null-io", "--runtime", runtime.name(), "--env", "PATH=/bin", "--rootfs", path, id];
+            let script = "sleep 1000 & sleep 1000 & exec sleep 1000";
+            must(&[&words[..], &["/bin/sh", "-c", script]].concat());
+            let container = Detached::of(id);
+            let listed = || {
+                let text = must(&["task", "ps", id]);
+                let pids = text.lines().skip(1).map(|line| line.split_whitespace().next().unwrap().parse().unwrap());
+                pids.collect::<Vec<u32>>()
+            };
+            let end = Instant::now() + Duration::from_secs(60);
+            // They are made while the start is answered.
+            while listed().len() != 3 {
+                assert!(Instant::now() < end, "{id}: {:?}", listed());
+                assert_eq!(container.exec("wait", &["sleep", "0.1"]).status, 0);
+            }
+            let pids = listed();
+            assert!(pids.contains(&task(id).unwrap().0), "{id}: {pids:?}");
+            assert!(!pids.iter().skip(1).any(|pid| *pid == pids[0]), "{id}: {pids:?}");
+        }
     });
 }
 

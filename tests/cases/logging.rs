@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use husk_tests::ctr::{Output, Run, Runtime};
+use husk_tests::ctr::{Detached, Output, Run, Runtime};
 use husk_tests::host::leaves_nothing;
 use tempfile::TempDir;
 
@@ -62,6 +62,40 @@ fn a_logger_that_cannot_be_started_is_named() {
         let root = busybox();
         let run = Run::on_directory("nologger", root.path()).flags(&["--log-uri", "binary:///nonexistent/logger"]);
         refused(&run.run(&["true"]), &["/nonexistent/logger", "No such file"]);
+    });
+}
+
+#[test]
+fn execs_and_containers_log_to_files_and_programs() {
+    leaves_nothing(|| {
+        let root = busybox();
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let program = path("logger");
+        fs::write(&program, format!("#!/bin/sh\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE\" >$2/called; {COPY}\n"))
+            .unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let file = format!("file://{}", path("log").display());
+        let script = ["sh", "-c", "seq 30000; exit 3"];
+        let numbers: String = (1..=30_000).map(|number| format!("{number}\n")).collect();
+        for runtime in [Runtime::Runc, Runtime::Husk] {
+            let output =
+                Run::on_directory("to-file", root.path()).runtime(runtime).flags(&["--log-uri", &file]).run(&script);
+            assert_eq!((output.status, &*output.text()), (3, ""), "{}", output.errors());
+            assert!(text(&directory, "log") == numbers, "{runtime:?}");
+            fs::remove_file(path("log")).unwrap();
+        }
+        let container = Detached::idle("exec-log", root.path());
+        let output = container.start_exec("to-file", &["--log-uri", &file], &script).wait();
+        assert_eq!((output.status, &*output.text()), (3, ""), "{}", output.errors());
+        assert!(text(&directory, "log") == numbers);
+        let uri = format!("binary://{}?directory={}", program.display(), directory.path().display());
+        let output = container.start_exec("to-logger", &["--log-uri", &uri], &script).wait();
+        assert_eq!((output.status, &*output.text()), (3, ""), "{}", output.errors());
+        assert!(text(&directory, "out") == numbers);
+        // The process's name, as with runc.
+        assert_eq!(text(&directory, "called"), "to-logger default\n");
+        drop(container);
     });
 }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use husk_tests::ctr::{Detached, Output, Runtime, ctr, must};
 use husk_tests::host::leaves_nothing;
+use husk_tests::husk::husk;
 use serde_json::{Value, json};
 
 use crate::document::document;
@@ -122,6 +123,11 @@ fn names_personality_and_labels_are_as_said() {
         });
         assert!(text.starts_with("example.org\nnamed\ni686\n"), "{text}");
         assert!(text.ends_with("\n1\n"), "only the root is shared: {text}");
+        // What does nothing is said where the node's log is, once.
+        let log = husk(&["logs", "names", "--from", "/var/log/containerd.log"]).text();
+        for what in ["AppArmor and SELinux do not exist", "linux.mountLabel is not applied"] {
+            assert_eq!(log.matches(what).count(), 1, "{what}: {log}");
+        }
         for (words, key, value) in [
             (["linux.rootfsPropagation", "\"sideways\""], "rootfsPropagation", json!("sideways")),
             (["linux.intelRdt", "husk cannot do this"], "intelRdt", json!({ "closID": "one" })),

@@ -1,16 +1,23 @@
 //! containerd ends and comes back while containers run: nothing of them is lost, and nothing waits for it.
 
+use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
+use containerd_shim_protos::api::{KillRequest, PauseRequest, ResumeRequest, WaitRequest};
 use husk_shim::VERSION;
 use husk_tests::ctr::{Run, Runtime, ctr, deleted_with, must, start, task, wait_until_forgotten};
 use husk_tests::host::{
     generation, kill_processes_of, leaves_nothing, processes_of, remove_fifos, start_containerd, stop_containerd,
     wait_for_end,
 };
+use husk_tests::husk::{Streams, exec_in, shim_of};
+use husk_tests::sequences::server::Recorder;
 use rustix::process::Signal;
 use tempfile::TempDir;
+use ttrpc::context::with_timeout;
 
 use crate::busybox;
 
@@ -101,6 +108,73 @@ fn an_exit_while_containerd_is_down_is_told_when_it_is_back() {
             assert_eq!(deleted_with(id, &[]), status, "{id}");
             must(&["container", "delete", id]);
         }
+        remove_fifos();
+    });
+}
+
+/// Asked of the shim itself while nobody takes its events; who listens at containerd's socket then is told all of it, in order.
+#[test]
+fn what_happens_while_containerd_is_down_is_told_in_order() {
+    with_restarts(|| {
+        let root = busybox();
+        let _ = detached("told", &root, "exec sleep 1000");
+        let shim = shim_of("told");
+        let limit = || with_timeout(60_000_000_000);
+        let id = || "told".to_owned();
+        stop_containerd(Signal::KILL);
+        assert_eq!(exec_in(&shim, "told", "exec", &["sh", "-c", "exit 3"], false, Streams::default()), 3);
+        shim.pause(limit(), &PauseRequest { id: id(), ..PauseRequest::default() }).unwrap();
+        shim.resume(limit(), &ResumeRequest { id: id(), ..ResumeRequest::default() }).unwrap();
+        shim.kill(limit(), &KillRequest { id: id(), signal: 9, ..KillRequest::default() }).unwrap();
+        let ended = shim.wait(limit(), &WaitRequest { id: id(), ..WaitRequest::default() }).unwrap();
+        assert_eq!(ended.exit_status, 137);
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let told = runtime.block_on(async {
+            let socket = Path::new("/run/containerd/containerd.sock.ttrpc");
+            let _ = fs::remove_file(socket);
+            let containerd = Recorder::start(socket).await;
+            let exits = |topic: &str| topic == "/tasks/exit";
+            let all = containerd.wait_until(Duration::from_secs(60), |events| {
+                events.iter().filter(|event| exits(event.topic())).count() == 2
+            });
+            let _ = all.await;
+            let told = containerd.events();
+            containerd.stop().await;
+            told
+        });
+        let mut topics: Vec<&str> = told.iter().map(|event| event.topic().trim_start_matches("/tasks/")).collect();
+        // These two may have been on their way when containerd was killed.
+        topics.retain(|topic| !["create", "start"].contains(topic));
+        assert_eq!(topics, ["exec-added", "exec-started", "exit", "paused", "resumed", "exit"]);
+        assert!(told.iter().all(|event| event.namespace() == "default"), "{told:?}");
+
+        start_containerd(&generation());
+        assert_eq!(deleted_with("told", &[]), 137);
+        must(&["container", "delete", "told"]);
+        remove_fifos();
+    });
+}
+
+/// More than a fifo holds: the program waits, and goes on when somebody reads again.
+#[test]
+fn output_while_containerd_is_down_is_there_when_it_is_back() {
+    with_restarts(|| {
+        let root = busybox();
+        let _ = detached("output", &root, "until [ -e /go ]; do sleep 1; done; touch /said; seq 50000; exit 4");
+        stop_containerd(Signal::KILL);
+        // In the guest, which keeps what it has seen of its root.
+        let process = ["touch", "/go"];
+        assert_eq!(exec_in(&shim_of("output"), "output", "go", &process, false, Streams::default()), 0);
+        let process = ["sh", "-c", "until [ -e /said ]; do sleep 1; done"];
+        assert_eq!(exec_in(&shim_of("output"), "output", "said", &process, false, Streams::default()), 0);
+        start_containerd(&generation());
+        assert_eq!(task("output").map(|(_, state)| state).as_deref(), Some("RUNNING"), "nobody has read what it says");
+        let output = start(&["task", "attach", "output"]).wait();
+        let wanted: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
+        assert!(output.status == 4 && output.text() == wanted, "{}: {}", output.status, output.errors());
+        wait_until_forgotten("output");
+        must(&["container", "delete", "output"]);
         remove_fifos();
     });
 }

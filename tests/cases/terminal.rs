@@ -1,12 +1,16 @@
 //! Terminals, as a person at one has them: `ctr run -t`, `ctr task exec -t`.
 
-use husk_tests::ctr::{Detached, Runtime, must};
-use husk_tests::host::leaves_nothing;
+use std::fs;
+
+use husk_tests::ctr::{Detached, Runtime, must, wait_for_state};
+use husk_tests::host::{leaves_nothing, remove_fifos};
 use husk_tests::husk::{Streams, exec_in, shim_of};
 use husk_tests::pty::Session;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use serde_json::json;
 
 use crate::busybox;
+use crate::document::document;
 
 /// A shell on a terminal of 80 by 24, at its prompt.
 fn shell(words: &[&str]) -> Session {
@@ -117,6 +121,31 @@ fn a_container_on_a_terminal_has_a_console() {
         session.types("exit 3\n");
         let (status, shown) = session.ends();
         assert_eq!(status, 3, "{shown}");
+    });
+}
+
+/// Nobody resizes it: who started it has gone.
+#[test]
+fn a_terminal_begins_with_the_documents_size() {
+    leaves_nothing(|| {
+        let root = busybox();
+        for (runtime, id) in [(Runtime::Runc, "size-runc"), (Runtime::Husk, "size-husk")] {
+            let file = document(root.path(), "stty size >/size", |document| {
+                document["process"]["terminal"] = true.into();
+                document["process"]["consoleSize"] = json!({ "height": 33, "width": 77 });
+                document["linux"]["cgroupsPath"] = format!("/default/{id}").into();
+            });
+            let config = file.path().to_str().unwrap();
+            let words = ["ctr", "run", "-d", "-t", "--runtime", runtime.name(), "--config", config, id];
+            let (status, shown) = Session::start(&words, 80, 24).ends();
+            assert_eq!(status, 0, "{shown}");
+            let container = Detached::of(id);
+            wait_for_state(id, "STOPPED");
+            assert_eq!(fs::read_to_string(root.path().join("size")).unwrap(), "33 77\n", "{runtime:?}");
+            fs::remove_file(root.path().join("size")).unwrap();
+            drop(container);
+        }
+        remove_fifos();
     });
 }
 

@@ -27,7 +27,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use husk_protocol::features::{Can, features};
-use oci_spec::runtime::LinuxNamespaceType;
 
 use self::args::{Flag, Flags, Words, switch, value};
 use self::error::OciError;
@@ -132,22 +131,7 @@ fn version() -> String {
 }
 
 fn self_description() -> Result<String, OciError> {
-    let can = Can {
-        hooks: &["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        namespaces: &[
-            LinuxNamespaceType::Cgroup,
-            LinuxNamespaceType::Ipc,
-            LinuxNamespaceType::Mount,
-            LinuxNamespaceType::Network,
-            LinuxNamespaceType::Pid,
-            LinuxNamespaceType::Time,
-            LinuxNamespaceType::User,
-            LinuxNamespaceType::Uts,
-        ],
-        mapped_mounts: false,
-        systemd: false,
-    };
-    let made = features(&can).map_err(|cause| cause.to_string())?;
+    let made = features(&Can { mapped_mounts: false, systemd: false }).map_err(|cause| cause.to_string())?;
     let bytes = serde_json::to_vec(&made).map_err(|cause| OciError::Other(cause.to_string()))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

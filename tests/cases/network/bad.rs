@@ -150,14 +150,19 @@ fn an_address_that_somebody_else_has_is_harmless() {
         let namespace = Namespace::new("same-a");
         let cni = on_bridge(&namespace);
         // The gateway's own, at the pod.
-        namespace.ip(&format!("addr add {}/24 dev eth0", GATEWAYS[0]));
+        let taken = [format!("{}/24", GATEWAYS[0]), format!("{}/64", GATEWAYS[1])];
+        namespace.ip(&format!("addr add {} dev eth0", taken[0]));
+        // Without it, nobody in the namespace would have it either.
+        namespace.ip(&format!("addr add {} dev eth0 nodad", taken[1]));
         let root = root();
         let mut husk = session("same-a", &root, &namespace);
-        husk.must(&format!("busybox ip addr | grep -q {}/24", GATEWAYS[0]));
-        namespace.ip(&format!("addr del {}/24 dev eth0", GATEWAYS[0]));
-        husk.until(&format!("! busybox ip addr | grep -q {}/24", GATEWAYS[0]));
+        for address in &taken {
+            husk.must(&format!("busybox ip addr | grep -q {address}"));
+            namespace.ip(&format!("addr del {address} dev eth0"));
+            husk.until(&format!("! busybox ip addr | grep -q {address}"));
+        }
         let _server = Server::here(PORT);
-        talk(&mut husk, GATEWAYS[0], 0);
+        GATEWAYS.iter().for_each(|gateway| talk(&mut husk, gateway, 0));
         assert_eq!(husk.end(), 0);
         drop(cni);
     });

@@ -142,3 +142,39 @@ fn a_shaped_link_holds() {
         assert!(namespace.tc("qdisc show dev eth0").contains("tbf"));
     });
 }
+
+#[test]
+fn limits_of_husks_own_hold() {
+    case(|| {
+        let _bridge = bridge_link();
+        let namespace = Namespace::new("limits-a");
+        let cni = on_bridge(&namespace);
+        let root = root();
+        let to = (cni.addresses()[0].parse::<IpAddr>().unwrap(), PORT).into();
+        // Seconds for 256 KiB there and back, and for 100 small packets, one after the other.
+        let took = |keys: &str| {
+            let config = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+            std::fs::write(config.path(), format!("[network]\n{keys}\n[limits]\nready_s = 40\nvmm_s = 40\n")).unwrap();
+            let flags = ["--runtime-config-path", config.path().to_str().unwrap()];
+            let mut husk = Session::start(&run(Runtime::Husk, "limits-a", &root, &namespace).flags(&flags));
+            serve(&mut husk);
+            let begin = Instant::now();
+            talk::stream(to, 256 << 10).unwrap();
+            let bytes = begin.elapsed().as_secs_f64();
+            let begin = Instant::now();
+            (0..100).for_each(|_| talk::datagram(to, 100).unwrap());
+            let packets = begin.elapsed().as_secs_f64();
+            assert_eq!(husk.end(), 0);
+            (bytes, packets)
+        };
+        let free = took("");
+        assert!(free.0 < 2.0 && free.1 < 2.0, "{free:?}");
+        for way in ["sent", "received"] {
+            // A tenth of a second's worth may go at once; 4 and 5 seconds are what the rates come to.
+            let bytes = took(&format!("{way}_kib_s = 64")).0;
+            assert!((3.5..8.0).contains(&bytes), "{way}: {bytes} s for bytes, {free:?} without a limit");
+            let packets = took(&format!("{way}_packets_s = 20")).1;
+            assert!((4.0..8.0).contains(&packets), "{way}: {packets} s for packets, {free:?} without a limit");
+        }
+    });
+}

@@ -6,6 +6,8 @@
 
 pub mod chain;
 pub mod device;
+#[cfg(test)]
+mod dice;
 pub mod fs;
 pub mod mmio;
 pub mod net;

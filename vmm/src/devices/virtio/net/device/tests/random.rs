@@ -4,26 +4,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::super::bench::{AREA, AVAIL, Ring, TABLE, TABLES};
 use super::*;
-
-/// A small generator (xorshift64), so that a failure can be repeated from its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u32::try_from(self.0 % u64::from(sides)).unwrap()
-    }
-
-    fn byte(&mut self) -> u8 {
-        u8::try_from(self.roll(256)).unwrap()
-    }
-
-    fn short(&mut self) -> u16 {
-        u16::try_from(self.roll(0x1_0000)).unwrap()
-    }
-}
+use crate::devices::virtio::dice::Dice;
 
 /// Where buffers may be: a part of the memory behind the queues' own. All else belongs to the guest's other programs, as it were.
 const BUFFERS: u64 = 3 * AREA;
@@ -77,13 +58,7 @@ fn chain(dice: &mut Dice, ring: &mut Ring, writable: bool, answer: bool) {
 #[test]
 fn random_guests_break_nothing() {
     in_namespace(|| {
-        let seed = std::env::var("HUSK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
-            let mut bytes = [0; 8];
-            rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
-            u64::from_le_bytes(bytes) | 1
-        });
-        println!("HUSK_SEED={seed}");
-        let mut dice = Dice(seed);
+        let (mut dice, rounds) = Dice::new(4000);
         let mut device = Net::new(&bench::net(), taps(1)).unwrap();
         // It resets the device more often than a guest may.
         device.changes = Pace::new(0, Instant::now());
@@ -96,7 +71,7 @@ fn random_guests_break_nothing() {
         memory.write_slice(&vec![FILL; GUARD_SIZE], GuestAddress(GUARD)).unwrap();
         let (plain, segments) = (Host::new(PROTOCOL, false), Host::new(IPV4, true));
         let (mut resets, mut sent, mut received) = (0, 0, 0);
-        for round in 0..4000 {
+        for round in 0..rounds {
             match dice.roll(20) {
                 0..6 => {
                     let ring = &mut bench.rings[RX];

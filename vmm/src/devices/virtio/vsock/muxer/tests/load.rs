@@ -1,6 +1,7 @@
 //! Many connections, slow and hostile sides.
 
 use super::*;
+use crate::devices::virtio::dice::Dice;
 
 #[test]
 fn a_slow_host_holds_up_its_own_stream_only() {
@@ -102,36 +103,12 @@ fn many_connections_and_not_one_more() {
     assert!(hosts.iter_mut().map(at_end).filter(|end| *end).count() > MAX_CONNECTIONS - 2);
 }
 
-/// A small generator (xorshift64), so that a failure can be repeated from its seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u32::try_from(self.0 % u64::from(sides)).unwrap()
-    }
-
-    /// Below 2^`bits`, small numbers as often as large ones.
-    fn size(&mut self, bits: u32) -> u32 {
-        let bits = self.roll(bits);
-        self.roll(1 << bits)
-    }
-}
-
 #[test]
 fn random_packets_and_hosts_break_nothing() {
-    let seed = std::env::var("HUSK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
-        let mut bytes = [0; 8];
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
-        u64::from_le_bytes(bytes) | 1
-    });
-    println!("HUSK_SEED={seed}");
-    let mut dice = Dice(seed);
+    let (mut dice, rounds) = Dice::new(100_000);
     let mut bench = Bench::new();
     let mut hosts: Vec<UnixStream> = Vec::new();
-    for _ in 0..100_000 {
+    for _ in 0..rounds {
         hosts.append(&mut bench.ends.lock().unwrap());
         let port = dice.roll(12);
         let any_host =

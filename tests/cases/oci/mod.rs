@@ -17,6 +17,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+mod told;
+
 /// The agent, which is otherwise in the initrd only.
 const AGENT: &str = "/husk-testbed/husk-agent";
 
@@ -232,39 +234,6 @@ fn an_exec_joins_and_has_its_status() {
             bundle.must(&["delete", "--force", id]);
             (status, paused, paused_exec, resumed)
         });
-    });
-}
-
-#[test]
-fn limits_are_set_and_changed() {
-    leaves_nothing(|| {
-        let read = |bundle: &Bundle| {
-            ["memory.max", "pids.max", "cpu.max", "cpu.weight"]
-                .map(|file| fs::read_to_string(bundle.cgroup().join(file)).unwrap())
-        };
-        let limits = same(|runtime| {
-            let bundle = Bundle::new(runtime, "exec sleep 1000", |document| {
-                document["linux"]["resources"] = json!({
-                    "memory": { "limit": 67_108_864 }, "pids": { "limit": 33 },
-                    "cpu": { "shares": 512, "quota": 50_000, "period": 100_000 }
-                });
-            });
-            let id = bundle.id();
-            bundle.must(&["run", "-d", id]);
-            let first = read(&bundle);
-            bundle.must(&["update", "--memory", "32m", "--pids-limit", "44", id]);
-            let second = read(&bundle);
-            fs::write(bundle.file("new"), json!({ "cpu": { "quota": 20_000, "period": 50_000 } }).to_string()).unwrap();
-            bundle.must(&["update", "-r", "new", id]);
-            let stats: Value = serde_json::from_str(&bundle.must(&["events", "--stats", id])).unwrap();
-            let stats = [&stats["type"], &stats["data"]["pids"]["limit"], &stats["data"]["memory"]["usage"]["limit"]]
-                .map(Value::clone);
-            let third = read(&bundle);
-            bundle.must(&["delete", "-f", id]);
-            (first, second, third, stats)
-        });
-        assert_eq!(limits.1[..2], ["33554432\n", "44\n"]);
-        assert_eq!((limits.2[2].as_str(), limits.3), ("20000 50000\n", [json!("stats"), json!(44), json!(33_554_432)]));
     });
 }
 
