@@ -9,6 +9,7 @@ use husk_tests::compare::{Differences, Seen, seen};
 use husk_tests::ctr::{Runtime, ctr, must};
 use husk_tests::host::{generation, leaves_nothing};
 use husk_tests::pty::Session;
+use husk_tests::rootfs::PROBE;
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 
@@ -16,8 +17,7 @@ use crate::busybox;
 use crate::document::both;
 use crate::userns::{give, mapped};
 
-/// Where the test bed has the probe (`tests/e2e/run`), and where a root does.
-const PROBE: &str = "/husk-testbed/probe";
+/// Where a root has the probe.
 const IN_ROOT: &str = "/bin/husk-test-probe";
 const REPORT: [&str; 2] = [IN_ROOT, "report"];
 /// The same for both runtimes, one after the other, so that its cgroup is not a difference.

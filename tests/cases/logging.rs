@@ -78,24 +78,24 @@ fn execs_and_containers_log_to_files_and_programs() {
         let file = format!("file://{}", path("log").display());
         let script = ["sh", "-c", "seq 30000; exit 3"];
         let numbers: String = (1..=30_000).map(|number| format!("{number}\n")).collect();
-        for runtime in [Runtime::Runc, Runtime::Husk] {
-            let output =
-                Run::on_directory("to-file", root.path()).runtime(runtime).flags(&["--log-uri", &file]).run(&script);
-            assert_eq!((output.status, &*output.text()), (3, ""), "{}", output.errors());
-            assert!(text(&directory, "log") == numbers, "{runtime:?}");
-            fs::remove_file(path("log")).unwrap();
+        for (runtime, id) in [(Runtime::Runc, "logs-runc"), (Runtime::Husk, "logs-husk")] {
+            let logs_to_file = |output: &Output| {
+                assert_eq!((output.status, &*output.text()), (3, ""), "{id}: {}", output.errors());
+                assert!(text(&directory, "log") == numbers, "{id}");
+                fs::remove_file(path("log")).unwrap();
+            };
+            let run = Run::on_directory(id, root.path()).runtime(runtime);
+            logs_to_file(&run.flags(&["--log-uri", &file]).run(&script));
+            let container = Detached::start_with(runtime, id, root.path(), &[], &["/bin/sleep", "100000"]);
+            logs_to_file(&container.start_exec("to-file", &["--log-uri", &file], &script).wait());
+            let uri = format!("binary://{}?directory={}", program.display(), directory.path().display());
+            let output = container.start_exec("to-logger", &["--log-uri", &uri], &script).wait();
+            assert_eq!((output.status, &*output.text()), (3, ""), "{id}: {}", output.errors());
+            assert!(text(&directory, "out") == numbers, "{id}");
+            // The process's name.
+            assert_eq!(text(&directory, "called"), "to-logger default\n", "{id}");
+            drop(container);
         }
-        let container = Detached::idle("exec-log", root.path());
-        let output = container.start_exec("to-file", &["--log-uri", &file], &script).wait();
-        assert_eq!((output.status, &*output.text()), (3, ""), "{}", output.errors());
-        assert!(text(&directory, "log") == numbers);
-        let uri = format!("binary://{}?directory={}", program.display(), directory.path().display());
-        let output = container.start_exec("to-logger", &["--log-uri", &uri], &script).wait();
-        assert_eq!((output.status, &*output.text()), (3, ""), "{}", output.errors());
-        assert!(text(&directory, "out") == numbers);
-        // The process's name, as with runc.
-        assert_eq!(text(&directory, "called"), "to-logger default\n");
-        drop(container);
     });
 }
 

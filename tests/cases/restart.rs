@@ -7,14 +7,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{KillRequest, PauseRequest, ResumeRequest, WaitRequest};
+use containerd_shim_protos::events::task::TaskExit;
 use husk_shim::VERSION;
 use husk_tests::ctr::{Run, Runtime, ctr, deleted_with, must, start, task, wait_until_forgotten};
 use husk_tests::host::{
-    generation, kill_processes_of, leaves_nothing, processes_of, remove_fifos, start_containerd, stop_containerd,
-    wait_for_end,
+    containerd, generation, kill_processes_of, leaves_nothing, processes_of, remove_fifos, start_containerd,
+    stop_containerd, wait_for_end,
 };
 use husk_tests::husk::{Streams, exec_in, shim_of};
 use husk_tests::sequences::server::Recorder;
+use protobuf::Message;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use ttrpc::context::with_timeout;
@@ -34,9 +36,22 @@ fn detached(id: &str, root: &TempDir, script: &str) -> u32 {
 
 /// Runs `case`, and then compares with what a containerd that was just started has.
 fn with_restarts(case: impl FnOnce()) {
+    /// A case that fails while containerd is down must not take the next ones with it.
+    struct Back;
+    impl Drop for Back {
+        fn drop(&mut self) {
+            if containerd().is_none() {
+                // Whether it does, the next case says.
+                let _ = Command::new("start-containerd").arg(generation()).status();
+            }
+        }
+    }
     stop_containerd(Signal::TERM);
     start_containerd(&generation());
-    leaves_nothing(case);
+    leaves_nothing(|| {
+        let _back = Back;
+        case();
+    });
 }
 
 /// What containerd asks of a shim, of a container that runs.
@@ -133,16 +148,20 @@ fn what_happens_while_containerd_is_down_is_told_in_order() {
         let told = runtime.block_on(async {
             let socket = Path::new("/run/containerd/containerd.sock.ttrpc");
             let _ = fs::remove_file(socket);
-            let containerd = Recorder::start(socket).await;
-            let exits = |topic: &str| topic == "/tasks/exit";
-            let all = containerd.wait_until(Duration::from_secs(60), |events| {
-                events.iter().filter(|event| exits(event.topic())).count() == 2
+            let recorder = Recorder::start(socket).await;
+            let all = recorder.wait_until(Duration::from_secs(60), |events| {
+                events.iter().filter(|event| event.topic() == "/tasks/exit").count() == 2
             });
-            let _ = all.await;
-            let told = containerd.events();
-            containerd.stop().await;
+            let all = all.await;
+            let told = recorder.events();
+            recorder.stop().await;
+            assert!(all, "{told:?}");
             told
         });
+        let exits = told.iter().filter(|event| event.topic() == "/tasks/exit");
+        let exits = exits.map(|event| TaskExit::parse_from_bytes(&event.event.value).unwrap());
+        let exits: Vec<_> = exits.map(|exit| (exit.container_id, exit.id, exit.exit_status)).collect();
+        assert_eq!(exits, [(id(), "exec".to_owned(), 3), (id(), id(), 137)]);
         let mut topics: Vec<&str> = told.iter().map(|event| event.topic().trim_start_matches("/tasks/")).collect();
         // These two may have been on their way when containerd was killed.
         topics.retain(|topic| !["create", "start"].contains(topic));
@@ -156,22 +175,27 @@ fn what_happens_while_containerd_is_down_is_told_in_order() {
     });
 }
 
-/// More than a fifo holds: the program waits, and goes on when somebody reads again.
+/// More than pipes, streams and the fifo hold: the program waits, and goes on when somebody reads again.
 #[test]
 fn output_while_containerd_is_down_is_there_when_it_is_back() {
     with_restarts(|| {
         let root = busybox();
-        let _ = detached("output", &root, "until [ -e /go ]; do sleep 1; done; touch /said; seq 50000; exit 4");
+        let script = "until [ -e /go ]; do sleep 1; done; touch /begun; seq 500000; touch /done; exit 4";
+        let _ = detached("output", &root, script);
         stop_containerd(Signal::KILL);
         // In the guest, which keeps what it has seen of its root.
-        let process = ["touch", "/go"];
-        assert_eq!(exec_in(&shim_of("output"), "output", "go", &process, false, Streams::default()), 0);
-        let process = ["sh", "-c", "until [ -e /said ]; do sleep 1; done"];
-        assert_eq!(exec_in(&shim_of("output"), "output", "said", &process, false, Streams::default()), 0);
+        let shim = shim_of("output");
+        let run = |exec: &str, words: &[&str]| exec_in(&shim, "output", exec, words, false, Streams::default());
+        assert_eq!(run("go", &["touch", "/go"]), 0);
+        // It writes, and then sleeps in a write.
+        let stuck =
+            "until [ -e /begun ]; do sleep 0.1; done; until grep -q pipe_write /proc/[0-9]*/wchan; do sleep 0.1; done";
+        assert_eq!(run("stuck", &["sh", "-c", stuck]), 0);
+        assert_eq!(run("done", &["test", "-e", "/done"]), 1);
         start_containerd(&generation());
-        assert_eq!(task("output").map(|(_, state)| state).as_deref(), Some("RUNNING"), "nobody has read what it says");
+        assert_eq!(task("output").map(|(_, state)| state).as_deref(), Some("RUNNING"));
         let output = start(&["task", "attach", "output"]).wait();
-        let wanted: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
+        let wanted: String = (1..=500_000).map(|number| format!("{number}\n")).collect();
         assert!(output.status == 4 && output.text() == wanted, "{}: {}", output.status, output.errors());
         wait_until_forgotten("output");
         must(&["container", "delete", "output"]);

@@ -88,7 +88,7 @@ fn an_editor_draws_its_screen_and_writes_its_file() {
         session.shows("ready> ");
         session.types("exit\n");
         assert_eq!(session.ends().0, 0);
-        assert_eq!(std::fs::read_to_string(root.path().join("tmp/note")).unwrap(), "hello, vi\n");
+        assert_eq!(fs::read_to_string(root.path().join("tmp/note")).unwrap(), "hello, vi\n");
         drop(container);
     });
 }
@@ -162,7 +162,7 @@ fn all_that_a_terminal_shows_comes_before_its_end() {
             let fifo = fifos.path().join(&exec);
             mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
             let streams = Streams { stdout: fifo.display().to_string(), ..Streams::default() };
-            let reader = std::thread::spawn(move || std::fs::read_to_string(fifo).unwrap());
+            let reader = std::thread::spawn(move || fs::read_to_string(fifo).unwrap());
             let status = exec_in(&shim, "tty-bulk", &exec, &["/bin/seq", "1", "50000"], true, streams);
             let shown = reader.join().unwrap();
             assert_eq!((status, shown.lines().count()), (0, 50_000), "{}", &shown[shown.len().saturating_sub(100)..]);
@@ -191,6 +191,6 @@ fn a_container_is_attached_to_on_its_terminal() {
         let (status, shown) = session.ends();
         assert_eq!(status, 2, "{shown}");
         must(&["container", "delete", "attach"]);
-        husk_tests::host::remove_fifos();
+        remove_fifos();
     });
 }

@@ -250,7 +250,16 @@ impl Detached {
     /// It does not start.
     #[must_use]
     pub fn start(id: &str, root: &Path, flags: &[&str], command: &[&str]) -> Self {
-        Self::start_on(id, root.to_str().unwrap(), &[flags, &["--rootfs"]].concat(), command)
+        Self::start_with(Runtime::Husk, id, root, flags, command)
+    }
+
+    /// The same with this runtime.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start_with(runtime: Runtime, id: &str, root: &Path, flags: &[&str], command: &[&str]) -> Self {
+        Self::start_on(runtime, id, root.to_str().unwrap(), &[flags, &["--rootfs"]].concat(), command)
     }
 
     /// Starts one of an image.
@@ -259,11 +268,11 @@ impl Detached {
     /// It does not start.
     #[must_use]
     pub fn of_image(id: &str, image: &str, flags: &[&str], command: &[&str]) -> Self {
-        Self::start_on(id, image, flags, command)
+        Self::start_on(Runtime::Husk, id, image, flags, command)
     }
 
-    fn start_on(id: &str, root: &str, flags: &[&str], command: &[&str]) -> Self {
-        let words = ["run", "-d", "--null-io", "--runtime", Runtime::Husk.name(), "--env", "PATH=/bin"];
+    fn start_on(runtime: Runtime, id: &str, root: &str, flags: &[&str], command: &[&str]) -> Self {
+        let words = ["run", "-d", "--null-io", "--runtime", runtime.name(), "--env", "PATH=/bin"];
         // Dropped also when the start fails half-way.
         let detached = Self { id: id.to_owned() };
         must(&[&words[..], flags, &[root, id], command].concat());

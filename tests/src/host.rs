@@ -218,7 +218,9 @@ pub fn containerd_descriptors() -> usize {
     names(&format!("/proc/{}/fd", containerd().expect("containerd runs"))).len()
 }
 
-fn containerd() -> Option<i32> {
+/// containerd's pid, if it runs.
+#[must_use]
+pub fn containerd() -> Option<i32> {
     processes_of("containerd").into_iter().next()
 }
 

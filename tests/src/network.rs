@@ -9,10 +9,10 @@ use std::sync::Once;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
+use crate::rootfs::PROBE;
+
 /// Where Debian has the plugins.
 const PLUGINS: &str = "/usr/lib/cni";
-/// The program of [`crate::talk`] in the test bed.
-pub const PROBE: &str = "/husk-testbed/probe";
 
 fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|cause| panic!("{command:?}: {cause}"))

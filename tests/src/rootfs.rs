@@ -7,6 +7,8 @@ use std::process::Command;
 
 use crate::ctr::must;
 
+/// The program of containers in tests (`husk-test-probe`), in the test bed.
+pub const PROBE: &str = "/husk-testbed/probe";
 /// The programs that tests use.
 const PROGRAMS: [&str; 45] = [
     "sh",

@@ -47,10 +47,14 @@ impl ProcessPlan {
             let what = format!("process.cwd {:?}", process.cwd());
             return Err(PlanError::Invalid { what, why: "is not an absolute path" });
         }
-        let strings = args.iter().chain(process.env().iter().flatten());
-        if let Some(text) = strings.into_iter().find(|text| text.contains('\0')) {
-            let what = format!("process argument {text:?}");
-            return Err(PlanError::Invalid { what, why: "contains a zero byte" });
+        let env = process.env().as_deref().unwrap_or_default();
+        for (field, strings) in [("args", &*args), ("env", env)] {
+            if let Some(number) = strings.iter().position(|text| text.contains('\0')) {
+                return Err(PlanError::Invalid {
+                    what: format!("process.{field}[{number}]"),
+                    why: "contains a zero byte",
+                });
+            }
         }
         if let Some(size) = process
             .console_size()

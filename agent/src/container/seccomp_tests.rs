@@ -9,6 +9,38 @@ fn filter(document: Value) -> Result<Filter, PlanError> {
     Filter::with(&serde_json::from_value(document).unwrap(), true)
 }
 
+/// Whatever `features` says a profile may have is taken.
+#[test]
+fn what_is_told_is_taken() {
+    let can = husk_protocol::features::Can { mapped_mounts: true, systemd: true };
+    let told = serde_json::to_value(husk_protocol::features::features(&can).unwrap()).unwrap();
+    let told = |list: &str| told["linux"]["seccomp"][list].as_array().unwrap().clone();
+    let rule = |action: &Value, op: &Value| {
+        let args = json!([{ "index": 0, "value": 1, "valueTwo": 1, "op": op }]);
+        json!({ "defaultAction": "SCMP_ACT_LOG", "syscalls": [{ "names": ["getpid"], "action": action, "args": args }] })
+    };
+    let equal = json!("SCMP_CMP_EQ");
+    let allow = json!("SCMP_ACT_ALLOW");
+    for action in told("actions") {
+        assert!(filter(rule(&action, &equal)).is_ok(), "{action}");
+    }
+    assert!(
+        filter(rule(&json!("SCMP_ACT_NOTIFY"), &equal)).is_err()
+            && !told("actions").contains(&json!("SCMP_ACT_NOTIFY"))
+    );
+    for operator in told("operators") {
+        assert!(filter(rule(&allow, &operator)).is_ok(), "{operator}");
+    }
+    for architecture in told("archs") {
+        assert!(filter(json!({ "defaultAction": allow, "architectures": [architecture] })).is_ok(), "{architecture}");
+    }
+    let plain = filter(json!({ "defaultAction": allow, "flags": [] })).unwrap().flags;
+    for flag in told("knownFlags") {
+        let with = filter(json!({ "defaultAction": allow, "flags": [flag] })).unwrap().flags;
+        assert_eq!(with != plain, told("supportedFlags").contains(&flag), "{flag}");
+    }
+}
+
 const SIGSYS: libc::c_long = libc::SIGSYS as libc::c_long;
 
 fn refusal(document: Value) -> String {

@@ -16,7 +16,8 @@ use std::path::Path;
 
 use husk_tests::ctr::{Run, Runtime};
 use husk_tests::host;
-use husk_tests::network::{Cni, Link, Namespace, PROBE, host_local, prepare};
+use husk_tests::network::{Cni, Link, Namespace, host_local, prepare};
+use husk_tests::rootfs::PROBE;
 use husk_tests::session::Session;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use husk_tests::ctr::Runtime;
 use husk_tests::network::{Namespace, Server, ip, tc};
 use husk_tests::session::Session;
-use husk_tests::talk;
+use husk_tests::{load, talk};
 
 use super::{BRIDGE, GATEWAYS, PORT, bridge_link, case, log, on_bridge, root, run, same, serve, session};
 
@@ -145,36 +145,53 @@ fn a_shaped_link_holds() {
 
 #[test]
 fn limits_of_husks_own_hold() {
+    /// Seconds that a pod's things take.
+    #[derive(Debug)]
+    struct Took {
+        /// 256 KiB from the pod, and to it.
+        sent: f64,
+        received: f64,
+        /// 100 small packets there and back, one after the other.
+        packets: f64,
+    }
     case(|| {
         let _bridge = bridge_link();
         let namespace = Namespace::new("limits-a");
         let cni = on_bridge(&namespace);
         let root = root();
-        let to = (cni.addresses()[0].parse::<IpAddr>().unwrap(), PORT).into();
-        // Seconds for 256 KiB there and back, and for 100 small packets, one after the other.
+        let address = cni.addresses()[0].parse::<IpAddr>().unwrap();
+        let (echo, loaded) = ((address, PORT).into(), (address, PORT + 1).into());
         let took = |keys: &str| {
             let config = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
             std::fs::write(config.path(), format!("[network]\n{keys}\n[limits]\nready_s = 40\nvmm_s = 40\n")).unwrap();
             let flags = ["--runtime-config-path", config.path().to_str().unwrap()];
             let mut husk = Session::start(&run(Runtime::Husk, "limits-a", &root, &namespace).flags(&flags));
             serve(&mut husk);
-            let begin = Instant::now();
-            talk::stream(to, 256 << 10).unwrap();
-            let bytes = begin.elapsed().as_secs_f64();
-            let begin = Instant::now();
-            (0..100).for_each(|_| talk::datagram(to, 100).unwrap());
-            let packets = begin.elapsed().as_secs_f64();
+            husk.must(&format!("probe load {} >/tmp/loaded 2>&1 &", PORT + 1));
+            husk.until("grep -q serving /tmp/loaded");
+            let time = |what: &dyn Fn()| {
+                let begin = Instant::now();
+                what();
+                begin.elapsed().as_secs_f64()
+            };
+            let sent = time(&|| load::receive(loaded, 256 << 10).unwrap());
+            let received = time(&|| load::send(loaded, 256 << 10).unwrap());
+            let packets = time(&|| (0..100).for_each(|_| talk::datagram(echo, 100).unwrap()));
             assert_eq!(husk.end(), 0);
-            (bytes, packets)
+            Took { sent, received, packets }
         };
         let free = took("");
-        assert!(free.0 < 2.0 && free.1 < 2.0, "{free:?}");
+        assert!(free.sent < 1.0 && free.received < 1.0 && free.packets < 1.0, "{free:?}");
+        // 4 seconds are what the rate comes to. A tenth of a second's worth may go at once, and a packet of 64 KiB on credit.
+        let limited = 2.5..8.0;
+        let sent = took("sent_kib_s = 64");
+        assert!(limited.contains(&sent.sent) && sent.received < 2.0, "{sent:?}");
+        let received = took("received_kib_s = 64");
+        assert!(limited.contains(&received.received) && received.sent < 2.0, "{received:?}");
         for way in ["sent", "received"] {
-            // A tenth of a second's worth may go at once; 4 and 5 seconds are what the rates come to.
-            let bytes = took(&format!("{way}_kib_s = 64")).0;
-            assert!((3.5..8.0).contains(&bytes), "{way}: {bytes} s for bytes, {free:?} without a limit");
-            let packets = took(&format!("{way}_packets_s = 20")).1;
-            assert!((4.0..8.0).contains(&packets), "{way}: {packets} s for packets, {free:?} without a limit");
+            // 5 seconds: each goes and comes once, and one of the two counts.
+            let packets = took(&format!("{way}_packets_s = 20")).packets;
+            assert!((4.0..8.0).contains(&packets), "{way}: {packets}");
         }
     });
 }

@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 
 use husk_tests::ctr::{Run, Runtime};
 use husk_tests::host::processes_of;
-use husk_tests::network::{Namespace, PROBE, ip};
+use husk_tests::network::{Namespace, ip};
 use husk_tests::rootfs;
+use husk_tests::rootfs::PROBE;
 use husk_tests::session::Session;
 use tempfile::TempDir;
 

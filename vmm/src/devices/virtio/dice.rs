@@ -1,4 +1,4 @@
-//! Random numbers for tests that throw a device what comes, and rounds of it without end if somebody wants (`tests/suites/random`).
+//! Random numbers for tests that throw a device what comes, and as many rounds of it as somebody wants (`tests/suites/random`).
 
 /// A small generator (xorshift64), so that a failure can be repeated from its seed.
 pub struct Dice(u64);
@@ -6,7 +6,9 @@ pub struct Dice(u64);
 impl Dice {
     /// From the seed `HUSK_SEED`, or another one each time, which is printed; and how many rounds: `HUSK_ROUNDS`, or so many.
     pub fn new(rounds: u64) -> (Self, u64) {
-        let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse().ok());
+        let number = |name| {
+            std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: no number")))
+        };
         let seed = number("HUSK_SEED").unwrap_or_else(|| {
             let mut bytes = [0; 8];
             rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
