@@ -177,11 +177,10 @@ fn mount_one(root: &OwnedFd, number: usize, mount: &Mount, plan: &Plan) -> io::R
         }
     };
     set_attributes(&made, options.recursive, libc::AT_RECURSIVE)?;
-    if let Some(propagation) = options.propagation {
-        set_propagation(&made, propagation)?;
-    }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(&made, "", &at, "", flags)?)
+    move_mount(&made, "", &at, "", flags)?;
+    // In its place: what is moved into a shared mount becomes shared, whatever it was (Documentation/filesystems/sharedsubtree.rst, 5c).
+    options.propagation.map_or(Ok(()), |propagation| set_propagation(&made, propagation))
 }
 
 /// One more mount of what is mounted at `path`, if `recursive` with the mounts below it.
