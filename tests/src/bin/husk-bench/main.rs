@@ -115,8 +115,13 @@ fn print(record: &Record) -> ExitCode {
         let printed = |execs: &Outcome<Execs>| matches!(execs, Outcome::Measured(Execs { printed: true, .. }));
         let all = |measured: &Measured| measured.printed && printed(&measured.exec) && printed(&measured.exec_mib);
         if !record.runtime(runtime).is_some_and(all) {
-            println!("MISSED: containers of {} have not printed what they were told to", runtime.name());
-            status = ExitCode::FAILURE;
+            // containerd's client loses the end of an output where the shim does not wait for it (docs/performance.md): runc's does not.
+            let ours = runtime == Runtime::Husk;
+            let word = if ours { "MISSED" } else { "said, and no promise of husk's" };
+            println!("{word}: containers of {} have not printed all that they were told to", runtime.name());
+            if ours {
+                status = ExitCode::FAILURE;
+            }
         }
     }
     status
