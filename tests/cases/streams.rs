@@ -96,7 +96,8 @@ fn a_reader_that_stops_reading_holds_up_the_exit_for_a_moment_and_loses_nothing(
         // More than the fifo holds, and less than all that is between (or its program would wait too).
         let script = "until test -e /go; do sleep 0.1; done; seq 1 20000; echo last";
         let words = ["run", "-d", "--runtime", Runtime::Husk.name(), "--env", "PATH=/bin", "--rootfs"];
-        // It is not `ctr` that reads: one that was stopped and goes on has been seen to close the fifo between two reads.
+        // It is not `ctr` that reads: it closes the fifo when it hears of the exit, read or not (cio.Cancel of containerd's
+        // client), and one that was stopped hears of it while it reads.
         must(&[&words[..], &[root.path().to_str().unwrap(), "unread", "sh", "-c", script]].concat());
         let container = Detached::of("unread");
         // In the guest, which keeps what it has seen of its root.
