@@ -90,7 +90,7 @@ fn a_child_that_keeps_the_output_does_not_hold_the_exit() {
 }
 
 #[test]
-fn a_reader_that_stops_reading_holds_up_the_exit_for_a_moment_and_loses_nothing() {
+fn output_that_nobody_takes_holds_up_the_exit_for_a_moment_and_is_there_for_who_comes_late() {
     leaves_nothing(|| {
         let root = busybox();
         // More than the fifo holds, and less than all that is between (or its program would wait too).
