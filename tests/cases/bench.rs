@@ -38,7 +38,9 @@ fn bench_measures_and_draws() {
         for runtime in [runc, husk] {
             for execs in [&runtime.exec, &runtime.exec_mib] {
                 let Outcome::Measured(execs) = execs else { panic!("{}: {execs:?}", runtime.name) };
-                assert!(execs.printed && execs.runs.time.median > 0.0, "{}: {execs:?}", runtime.name);
+                // containerd's client loses the end of an output where the shim does not wait for it, as runc's (docs/performance.md).
+                let whole = execs.printed || runtime.name == runc.name;
+                assert!(whole && execs.runs.time.median > 0.0, "{}: {execs:?}", runtime.name);
             }
         }
         // All of a start is somebody's, and everybody has a part in it.
