@@ -64,8 +64,8 @@ install-files: programs
 check:
 	@cargo fmt --check
 	@cargo clippy --quiet --locked --all-targets -- -D warnings
-	@# Not among all targets: `cargo test` leaves it out (tests/Cargo.toml).
-	@cargo clippy --quiet --locked -p husk-tests --test cases -- -D warnings
+	@# Not among all targets: the cases, which `cargo test` leaves out (tests/Cargo.toml), and the fuzzer's, which `make suites` runs.
+	@cargo clippy --quiet --locked -p husk-tests -p husk-fuzz --features husk-fuzz/targets --test cases --bins -- -D warnings
 
 unit:
 	@cargo test --quiet --locked --workspace

@@ -22,6 +22,8 @@ mod tap;
 mod transmit;
 mod vhost;
 
+#[cfg(feature = "fuzzing")]
+pub use device::fuzz;
 pub use device::{MAX_PAIRS, Net};
 pub use handle::{NetError, NetHandle};
 pub use state::State;
@@ -49,7 +51,11 @@ enum Progress {
     Gone,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test, which clippy does not see")]
+#[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "a fuzzer takes a part of it"))]
 mod bench;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test, which clippy does not see")]
+#[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "a fuzzer takes a part of it"))]
 pub(crate) mod namespace;

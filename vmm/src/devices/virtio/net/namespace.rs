@@ -10,21 +10,25 @@ pub const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Runs a test in a thread with a network namespace of its own; where that is not permitted, says so and runs nothing.
 pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let thread = thread::Builder::new().name("namespace".to_owned()).spawn(|| {
-        // SAFETY: changes this thread's namespace only.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            println!("SKIPPED: no network namespace: {}", io::Error::last_os_error());
-            return;
-        }
-        // No frames that nobody asked for.
-        let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-        if let Err(cause) = open_tap("probe", FLAGS) {
-            println!("SKIPPED: no tap: {cause}");
-            return;
-        }
-        test();
+    let thread = thread::Builder::new().name("namespace".to_owned()).spawn(|| match enter() {
+        Ok(()) => test(),
+        Err(why) => println!("SKIPPED: {why}"),
     });
     thread.unwrap().join().unwrap();
+}
+
+/// Gives this thread a network namespace of its own, in which there can be taps.
+///
+/// # Errors
+/// What is not permitted.
+pub fn enter() -> Result<(), String> {
+    // SAFETY: changes this thread's namespace only.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return Err(format!("no network namespace: {}", io::Error::last_os_error()));
+    }
+    // No frames that nobody asked for.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    open_tap("probe", FLAGS).map(drop).map_err(|cause| format!("no tap: {cause}"))
 }
 
 /// A descriptor of a tap of this thread's namespace.

@@ -143,7 +143,7 @@ impl Connection {
     }
 
     /// Bytes waiting for the host.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn backlog(&self) -> usize {
         self.backlog.len()
     }

@@ -18,6 +18,8 @@ mod state;
 mod worker;
 
 pub use device::Vsock;
+#[cfg(feature = "fuzzing")]
+pub use muxer::fuzz;
 pub use muxer::{LARGE_CONNECTIONS, LARGE_WINDOW, MAX_CONNECTIONS, MAX_RESETS, SMALL_WINDOW};
 pub use state::State;
 

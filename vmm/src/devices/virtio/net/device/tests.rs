@@ -9,9 +9,14 @@ use super::super::bench::{self, Bench, Host, IPV4, PROTOCOL, frame, in_namespace
 use super::super::header::Header;
 use super::*;
 
+#[cfg(test)]
 mod both;
+#[cfg(test)]
 mod hostile;
 mod random;
+
+#[cfg(feature = "fuzzing")]
+pub use random::fuzz;
 
 const RX: usize = 0;
 const TX: usize = 1;

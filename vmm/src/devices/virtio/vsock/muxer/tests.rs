@@ -11,9 +11,16 @@ use super::super::Refused;
 use super::super::packet::Shut;
 use super::*;
 
+#[cfg(test)]
 mod close;
+#[cfg(test)]
 mod credit;
+#[cfg(test)]
 mod load;
+mod random;
+
+#[cfg(feature = "fuzzing")]
+pub use random::fuzz;
 
 const PORT: u32 = 1025;
 const OTHER_PORT: u32 = 1024;

@@ -1,7 +1,6 @@
 //! Many connections, slow and hostile sides.
 
 use super::*;
-use crate::devices::virtio::dice::Dice;
 
 #[test]
 fn a_slow_host_holds_up_its_own_stream_only() {
@@ -101,68 +100,4 @@ fn many_connections_and_not_one_more() {
     bench.muxer.clear();
     bench.check();
     assert!(hosts.iter_mut().map(at_end).filter(|end| *end).count() > MAX_CONNECTIONS - 2);
-}
-
-#[test]
-fn random_packets_and_hosts_break_nothing() {
-    let (mut dice, rounds) = Dice::new(100_000);
-    let mut bench = Bench::new();
-    let mut hosts: Vec<UnixStream> = Vec::new();
-    for _ in 0..rounds {
-        hosts.append(&mut bench.ends.lock().unwrap());
-        let port = dice.roll(12);
-        let any_host =
-            if hosts.is_empty() { None } else { Some(dice.roll(u32::try_from(hosts.len()).unwrap()) as usize) };
-        match (dice.roll(12), any_host) {
-            (0..5, _) if bench.muxer.accepts() => {
-                let op = match dice.roll(40) {
-                    0..10 => Op::Request,
-                    10..32 => Op::Data,
-                    32 => Op::Reset,
-                    33..36 => Op::Shutdown,
-                    36 => Op::CreditRequest,
-                    37 | 38 => Op::CreditUpdate,
-                    _ => Op::Unknown(u16::try_from(dice.roll(12)).unwrap()),
-                };
-                let len = if op == Op::Data { dice.size(18) } else { 0 };
-                let header = Header {
-                    len,
-                    flags: dice.roll(4),
-                    dst_port: [PORT, PORT, PORT, OTHER_PORT, 9][dice.roll(5) as usize],
-                    kind: u16::from(dice.roll(50) > 0),
-                    buf_alloc: dice.roll(1 << 20),
-                    fwd_cnt: dice.size(31),
-                    ..Bench::header(port, op)
-                };
-                bench.muxer.receive(&header, &Data(&vec![7; len as usize]));
-            }
-            (5, Some(host)) => {
-                hosts.swap_remove(host);
-            }
-            (6, Some(host)) => {
-                let how = [std::net::Shutdown::Read, std::net::Shutdown::Write][dice.roll(2) as usize];
-                let _ = hosts[host].shutdown(how);
-            }
-            (7, Some(host)) => {
-                let _ = hosts[host].write(&vec![9; dice.roll(20_000) as usize]);
-            }
-            (8, Some(host)) => {
-                let _ = hosts[host].read(&mut vec![0; dice.roll(200_000) as usize]);
-            }
-            _ => {
-                let _ = bench.next();
-            }
-        }
-        bench.check();
-    }
-    // Whatever happened, all ends when the guest forgets and the host closes.
-    hosts.append(&mut bench.ends.lock().unwrap());
-    hosts.clear();
-    let _ = bench.ops();
-    let left: Vec<_> = bench.muxer.connections.keys().copied().collect();
-    for ports in left {
-        bench.packet(Header { dst_port: ports.host, ..Bench::header(ports.guest, Op::Reset) });
-    }
-    bench.silent();
-    assert!(bench.muxer.connections.is_empty());
 }
