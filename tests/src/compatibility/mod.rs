@@ -64,7 +64,11 @@ struct Row {
     test: String,
     #[serde(default)]
     note: String,
-    /// It stands for all fields below it, too.
+    /// The fields below it that it stands for, too, without the `[].` of a list. One that a later version of the specification adds
+    /// has to be looked at.
+    #[serde(default)]
+    with: Vec<String>,
+    /// It stands for all fields below it: of what has no effect as a whole.
     #[serde(default)]
     below: bool,
 }
@@ -146,25 +150,48 @@ fn is_test(source: &str, name: &str) -> bool {
 fn table(rows: &BTreeMap<String, Row>) -> String {
     let mut text = String::from("\n| field | husk | tried by | |\n|---|---|---|---|\n");
     for (path, row) in rows {
-        let below = if row.below { " and all below" } else { "" };
+        let below = match &row.with[..] {
+            [] if row.below => " and all below".to_owned(),
+            [] => String::new(),
+            with => format!(": `{}`", with.join("`, `")),
+        };
         let _ = writeln!(text, "| `{path}`{below} | {} | `{}` | {} |", row.done.name(), row.test, row.note);
     }
     text
 }
 
+/// The rest of a field's path that is below another one.
+fn below<'a>(field: &'a str, path: &str) -> Option<&'a str> {
+    field.strip_prefix(path).filter(|rest| rest.starts_with(['.', '[', '{']))
+}
+
 /// What does not fit together: fields without a row, rows without a field.
 fn unfit(rows: &BTreeMap<String, Row>, fields: &BTreeSet<String>) -> Vec<String> {
-    let covers = |path: &str, field: &str| {
-        path == field
-            || rows[path].below && field.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[', '{']))
-    };
     // A structure's own field is in its parts.
-    let has_parts = |field: &str| {
-        fields.iter().any(|other| other.strip_prefix(field).is_some_and(|rest| rest.starts_with(['.', '[', '{'])))
-    };
-    let bare = fields.iter().filter(|field| !has_parts(field) && !rows.keys().any(|path| covers(path, field)));
-    let strange = rows.keys().filter(|path| !fields.contains(*path));
-    bare.map(|field| format!("{field}: no row")).chain(strange.map(|path| format!("{path}: no field"))).collect()
+    let has_parts = |field: &str| fields.iter().any(|other| below(other, field).is_some());
+    let bare: BTreeSet<&str> = fields.iter().map(|field| &**field).filter(|field| !has_parts(field)).collect();
+    let name = |rest: &'_ str| rest.trim_start_matches("[]").trim_start_matches('.').to_owned();
+    let mut covered = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for (path, row) in rows {
+        if !fields.contains(path) {
+            wrong.push(format!("{path}: no field"));
+        }
+        if row.below && !matches!(row.done, Done::Refused | Done::Said) {
+            wrong.push(format!("{path}: which fields below it?"));
+        }
+        let mut with: BTreeSet<&str> = row.with.iter().map(|name| &**name).collect();
+        for field in &bare {
+            match below(field, path) {
+                Some(rest) if row.below || with.remove(&*name(rest)) => covered.insert(*field),
+                None if field == path => covered.insert(*field),
+                _ => false,
+            };
+        }
+        wrong.extend(with.iter().map(|name| format!("{path}: no field {name} below it")));
+    }
+    wrong.extend(bare.difference(&covered).map(|field| format!("{field}: no row")));
+    wrong
 }
 
 #[cfg(test)]
@@ -187,11 +214,31 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_found() {
-        let row = |below| Row { done: Done::Guest, test: String::new(), note: String::new(), below };
-        let fields: BTreeSet<String> =
-            ["a", "a.b", "a.b[].c", "ab", "d", "d.e"].into_iter().map(str::to_owned).collect();
-        let rows = BTreeMap::from([("a".to_owned(), row(true)), ("f".to_owned(), row(false))]);
-        assert_eq!(unfit(&rows, &fields), ["ab: no row", "d.e: no row", "f: no field"]);
+        let row = |done, below, with: &[&str]| {
+            let with = with.iter().map(|name| (*name).to_owned()).collect();
+            Row { done, test: String::new(), note: String::new(), with, below }
+        };
+        let fields = ["a", "a.b", "a.b[].c", "ab", "d", "d.e", "l", "l[].x", "l[].y"];
+        let fields: BTreeSet<String> = fields.into_iter().map(str::to_owned).collect();
+        let rows = |rows: &[(&str, bool, &[&str])], done| -> BTreeMap<String, Row> {
+            rows.iter().map(|(path, below, with)| ((*path).to_owned(), row(done, *below, with))).collect()
+        };
+        let some = rows(&[("a", true, &[]), ("f", false, &[]), ("l", false, &["x", "z"])], Done::Said);
+        let wrong = ["f: no field", "l: no field z below it", "ab: no row", "d.e: no row", "l[].y: no row"];
+        assert_eq!(unfit(&some, &fields), wrong);
+        let all =
+            rows(&[("a", true, &[]), ("ab", false, &[]), ("d.e", false, &[]), ("l", false, &["x", "y"])], Done::Guest);
+        assert_eq!(unfit(&all, &fields), ["a: which fields below it?"]);
+        assert_eq!(
+            unfit(
+                &rows(
+                    &[("a", false, &["b[].c"]), ("ab", false, &[]), ("d", false, &["e"]), ("l", false, &["x", "y"])],
+                    Done::Guest
+                ),
+                &fields
+            ),
+            [""; 0]
+        );
     }
 
     #[test]
