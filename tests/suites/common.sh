@@ -1,9 +1,11 @@
 # What the suites share that go on where they were stopped; sourced, in the repository.
-# tried_tree: a name of what is tried: all of the last commit but documents and other tests. Empty where something is not
-# committed.
-tried_tree() {
-  [ -n "$(git status --porcelain -- . ':!docs' ':!*.md')" ] ||
-    git ls-tree -r HEAD | grep -vE $'\t(docs/|tests/(cases|bench|e2e)/|.*\.md$)' | sha256sum | cut -c1-16
+# tried PATH...: a name of what is tried: the programs as they are installed, the test bed, and these files of the last commit.
+# Empty where one of them is not as it was committed.
+tried() {
+  [ -n "$(git status --porcelain -- tests/testbed tests/suites/common.sh "$@")" ] || {
+    git ls-tree -r HEAD -- tests/testbed tests/suites/common.sh "$@"
+    find target/testbed-root -type f -print0 | sort -z | xargs -0 sha256sum
+  } | sha256sum | cut -c1-16
 }
 # is_for STATE KEY: whether the directory STATE was begun with this key; makes it anew, where it was not, or where KEY is
 # empty.
