@@ -5,6 +5,12 @@
 //! file device has one, because file I/O blocks ([`devices::virtio::fs`]); each network device has one, so that a flood
 //! of packets holds up nothing else ([`devices::virtio::net`]).
 
+// A fuzzer takes a part of the tests along (tests/fuzz), which clippy does not see as tests.
+#![cfg_attr(
+    feature = "fuzzing",
+    allow(dead_code, unused_imports, clippy::unwrap_used, clippy::panic, reason = "tests without their test")
+)]
+
 pub mod arch;
 pub mod bus;
 pub mod console;

@@ -68,7 +68,7 @@ struct Row {
     /// has to be looked at.
     #[serde(default)]
     with: Vec<String>,
-    /// It stands for all fields below it: of what has no effect as a whole.
+    /// It stands for all fields below it: of what is refused as a whole, or said to have no effect.
     #[serde(default)]
     below: bool,
 }
@@ -180,13 +180,18 @@ fn unfit(rows: &BTreeMap<String, Row>, fields: &BTreeSet<String>) -> Vec<String>
         if row.below && !matches!(row.done, Done::Refused | Done::Said) {
             wrong.push(format!("{path}: which fields below it?"));
         }
+        if row.below && !row.with.is_empty() {
+            wrong.push(format!("{path}: all below, or these?"));
+        }
         let mut with: BTreeSet<&str> = row.with.iter().map(|name| &**name).collect();
         for field in &bare {
-            match below(field, path) {
-                Some(rest) if row.below || with.remove(&*name(rest)) => covered.insert(*field),
-                None if field == path => covered.insert(*field),
-                _ => false,
+            let covers = match below(field, path) {
+                Some(rest) => with.remove(&*name(rest)) || row.below,
+                None => field == path,
             };
+            if covers && !covered.insert(*field) {
+                wrong.push(format!("{field}: two rows"));
+            }
         }
         wrong.extend(with.iter().map(|name| format!("{path}: no field {name} below it")));
     }
@@ -229,6 +234,9 @@ mod tests {
         let all =
             rows(&[("a", true, &[]), ("ab", false, &[]), ("d.e", false, &[]), ("l", false, &["x", "y"])], Done::Guest);
         assert_eq!(unfit(&all, &fields), ["a: which fields below it?"]);
+        let twice =
+            [("a", true, &["b[].c"][..]), ("ab", false, &[]), ("d", true, &[]), ("d.e", false, &[]), ("l", true, &[])];
+        assert_eq!(unfit(&rows(&twice, Done::Refused), &fields), ["a: all below, or these?", "d.e: two rows"]);
         assert_eq!(
             unfit(
                 &rows(

@@ -69,6 +69,11 @@ impl Dice {
         u32::try_from(number % u64::from(sides)).unwrap()
     }
 
+    /// True once in `odds` times, and never where there are no more bytes.
+    pub fn rarely(&mut self, odds: u32) -> bool {
+        self.roll(odds) == odds - 1
+    }
+
     /// Below 2^`bits`, small numbers as often as large ones.
     pub fn size(&mut self, bits: u32) -> u32 {
         let bits = self.roll(bits);

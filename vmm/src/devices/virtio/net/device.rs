@@ -426,6 +426,4 @@ impl Device for Net {
 pub use tests::fuzz;
 
 #[cfg(any(test, feature = "fuzzing"))]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "a test, which clippy does not see")]
-#[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "a fuzzer takes a part of it"))]
 mod tests;

@@ -52,10 +52,6 @@ enum Progress {
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "a test, which clippy does not see")]
-#[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "a fuzzer takes a part of it"))]
 mod bench;
 #[cfg(any(test, feature = "fuzzing"))]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "a test, which clippy does not see")]
-#[cfg_attr(not(test), allow(dead_code, unused_imports, reason = "a fuzzer takes a part of it"))]
 pub(crate) mod namespace;

@@ -1,4 +1,4 @@
-//! Random descriptors, headers and commands, from a seed.
+//! Descriptors, headers and commands at random: from a seed, or as a fuzzer has it.
 
 #[cfg(feature = "fuzzing")]
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,8 +28,8 @@ fn buffer(dice: &mut Dice) -> (u64, u32) {
         _ => dice.roll(70_000),
     };
     match dice.roll(2000) {
-        0 => (u64::MAX - u64::from(dice.roll(100)), len),
-        1 => (100 * AREA, len),
+        1999 => (u64::MAX - u64::from(dice.roll(100)), len),
+        1998 => (100 * AREA, len),
         _ => (BUFFERS + u64::from(dice.roll(BUFFERS_SIZE - 70_000)), len),
     }
 }
@@ -47,16 +47,15 @@ fn chain(dice: &mut Dice, ring: &mut Ring, writable: bool, answer: bool) {
         if writable && dice.roll(500) > 0 {
             len = len.max(12);
         }
-        let wrong = dice.roll(2000) == 0;
-        let flags =
-            if (writable || answer && last) != wrong { 2 } else { 0 } | u16::from(!last || dice.roll(2000) == 0);
-        let next = if dice.roll(2000) == 0 { dice.short() } else { u16::try_from(index + 1).unwrap() };
+        let wrong = dice.rarely(2000);
+        let flags = if (writable || answer && last) != wrong { 2 } else { 0 } | u16::from(!last || dice.rarely(2000));
+        let next = if dice.rarely(2000) { dice.short() } else { u16::try_from(index + 1).unwrap() };
         ring.put(table + 16 * u64::from(index), &Ring::descriptor(address, len, flags, next));
     }
-    let len = if dice.roll(300) == 0 { dice.roll(2000) } else { 16 * count };
-    let flags = if dice.roll(300) == 0 { dice.short() } else { 4 };
+    let len = if dice.rarely(300) { dice.roll(2000) } else { 16 * count };
+    let flags = if dice.rarely(300) { dice.short() } else { 4 };
     ring.put(16 * u64::from(head), &Ring::descriptor(ring.area + table, len, flags, 0));
-    ring.offer(if dice.roll(500) == 0 { dice.short() } else { head });
+    ring.offer(if dice.rarely(500) { dice.short() } else { head });
 }
 
 /// How often the device was reset, and how many packets went from the guest and to it between the resets.
@@ -127,7 +126,7 @@ fn play(dice: &mut Dice, mut device: Net, Others { plain, segments }: &Others) -
                 let (header, packet) = tcp(1 + dice.roll(60_000) as usize);
                 segments.send(header, &packet);
             }
-            17 if dice.roll(100) == 0 => {
+            17 if dice.rarely(100) => {
                 let index = dice.short();
                 bench.rings[dice.roll(3) as usize].put(AVAIL + 2, &index.to_le_bytes());
             }
@@ -142,7 +141,7 @@ fn play(dice: &mut Dice, mut device: Net, Others { plain, segments }: &Others) -
         while plain.receive().is_some() || segments.receive().is_some() {}
         let counters = bench.shared.counters();
         (sent, received) = (counters.sent_packets, counters.received_packets);
-        if bench.needs_reset() || dice.roll(500) == 0 {
+        if bench.needs_reset() || dice.rarely(500) {
             resets += 1;
             bench.reset();
         }
@@ -153,9 +152,14 @@ fn play(dice: &mut Dice, mut device: Net, Others { plain, segments }: &Others) -
     is_whole(rounds);
     // It still works.
     bench.reset();
-    bench.fill(RX, 1526, 100);
-    while bench.receive(RX).is_some() {}
-    bench.fill(RX, 1526, 100);
+    // What waits in the tap comes first.
+    loop {
+        bench.fill(RX, 1526, 100);
+        if bench.receive(RX).is_none() {
+            break;
+        }
+        while bench.receive(RX).is_some() {}
+    }
     plain.send(PLAIN, &frame(99, 9));
     bench.run();
     assert!(std::iter::from_fn(|| bench.receive(RX)).any(|(_, got)| got == frame(99, 9)));

@@ -1,4 +1,4 @@
-//! Many connections, slow and hostile sides.
+//! Many connections, slow sides, resets without end.
 
 use super::*;
 
