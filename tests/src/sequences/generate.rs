@@ -69,6 +69,12 @@ fn is_permitted(model: &Model, step: &Step) -> bool {
         Step::Single(Single::Delete | Single::DeleteTwice, Target::Init) if created => false,
         // The end of a terminal's input hangs it up under runc.
         Step::CloseIo(target, true) if model.known(target).is_some_and(|known| known.has_terminal()) => false,
+        // runc's shim forgets it then, and the process waits for its input for ever. husk's sees the end.
+        Step::CloseIo(target @ Target::Exec(_), true)
+            if model.known(target).is_some_and(|exec| exec.life == Life::Made) =>
+        {
+            false
+        }
         Step::CloseIo(..) | Step::Kill(..) => {
             let mut after = model.clone();
             foretell(&mut after, step);
