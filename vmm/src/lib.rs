@@ -5,11 +5,9 @@
 //! file device has one, because file I/O blocks ([`devices::virtio::fs`]); each network device has one, so that a flood
 //! of packets holds up nothing else ([`devices::virtio::net`]).
 
-// A fuzzer takes a part of the tests along (tests/fuzz), which clippy does not see as tests.
-#![cfg_attr(
-    feature = "fuzzing",
-    allow(dead_code, unused_imports, clippy::unwrap_used, clippy::panic, reason = "tests without their test")
-)]
+// A fuzzer takes a part of the tests along (tests/fuzz), in modules that clippy does not see as tests.
+#![cfg_attr(any(test, feature = "fuzzing"), allow(clippy::unwrap_used, clippy::panic, reason = "tests"))]
+#![cfg_attr(all(feature = "fuzzing", not(test)), allow(dead_code, unused_imports, reason = "a part of them"))]
 
 pub mod arch;
 pub mod bus;
